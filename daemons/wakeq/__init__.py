@@ -1,0 +1,46 @@
+"""wakeq: message handlers on plain Linux hosts, started by systemd when a message arrives.
+
+What a handler needs is here: `Message`, `Publish`, `Retry`, `Reject`, `batch`. What publishes
+is `Publisher` and `AsyncPublisher`. Everything is loaded when it is first used, because a
+consumer imports this package each time it is woken.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from wakeq.consumer.handler import batch as batch
+    from wakeq.errors import Reject as Reject
+    from wakeq.errors import Retry as Retry
+    from wakeq.errors import WakeqError as WakeqError
+    from wakeq.message import Message as Message
+    from wakeq.message import Publish as Publish
+    from wakeq.publisher import AsyncPublisher as AsyncPublisher
+    from wakeq.publisher import Publisher as Publisher
+
+_HOMES = {
+    "AsyncPublisher": "wakeq.publisher",
+    "Message": "wakeq.message",
+    "Publish": "wakeq.message",
+    "Publisher": "wakeq.publisher",
+    "Reject": "wakeq.errors",
+    "Retry": "wakeq.errors",
+    "WakeqError": "wakeq.errors",
+    "batch": "wakeq.consumer.handler",
+}
+
+__all__ = [  # noqa: PLE0604  (the names are those of _HOMES; the checks cannot see that)
+    *_HOMES,
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wakeq' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,166 @@
+"""Logging: structured events to the journal, or readable lines to a terminal.
+
+    log = journal.Log("consumer")
+    log.info("consumer woke", stream="orders", group="billing")
+
+Fields reach the journal as `WAKEQ_STREAM` and so on, so `journalctl WAKEQ_MESSAGE_ID=…`
+follows one message through all daemons. Events that operators search have a fixed MESSAGE_ID,
+the constants below.
+
+structlog and systemd.journal take longer to import than a consumer takes to start. Events
+wait in memory until `open_log` is called; the runner calls it before the process ends, however
+it ends.
+"""
+
+import os
+import sys
+import time
+from typing import Any
+
+_LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+_WAITING_MOST = 1000
+
+# MESSAGE_ID of the events that operators search (systemd-id128 new).
+CONSUMER_STARTED = "8f154a43164a413d914a910b8a26251f"
+CONSUMER_SLEPT = "c7496aaf47ed43fb941a1072588a7c99"
+MESSAGE_FAILED = "6271a943726d4d7daffbae67155dda5e"
+REDIS_LOST = "f2670029fe17489c851b2a4939e2f72d"
+REDIS_BACK = "e5fc7b843f814303860c8a09587ea82b"
+GROUP_MADE_AGAIN = "b84ec2f6d6e1479db4e21767b6c53b0c"
+MESSAGES_CLAIMED = "274bee6adfc942a8b9a57c4ba7af6eaa"
+MESSAGES_HANDED_BACK = "cb64d91c4e9c4f73b932ccf9a4736132"
+CONSUMER_BACKED_OFF = "96221ba0583c422daea3088fef92c86f"
+CONSUMER_RECOVERED = "fb29285ff9b842dc805fe7e9e277e148"
+
+Fields = dict[str, Any]
+
+_waiting: list[tuple[float, int, str, str, Fields]] = []
+_sink: Any = None
+_least = _LEVELS["info"]
+
+
+class Log:
+    """Logs the events of one part of wakeq."""
+
+    def __init__(self, component: str) -> None:
+        self.component = component
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """Log what only who looks for it wants to see."""
+        self._log(7, event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Log what an operator reads when all is well."""
+        self._log(6, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Log what is wrong but heals or is handled."""
+        self._log(4, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        """Log what needs somebody."""
+        self._log(3, event, fields)
+
+    def _log(self, priority: int, event: str, fields: Fields) -> None:
+        if priority > _least:
+            return
+        record = (time.time(), priority, self.component, event, fields)
+        if _sink is not None:
+            _sink(*record)
+        elif len(_waiting) < _WAITING_MOST:
+            _waiting.append(record)
+
+
+def set_level(level: str) -> None:
+    """Log nothing below this level: `debug`, `info` or `warning`."""
+    global _least
+    _least = _LEVELS[level]
+
+
+def open_log() -> None:
+    """Load what logging needs, write what has been waiting, and write at once from now on."""
+    global _sink
+    if _sink is not None:
+        return
+    _sink = _journal_sink() if _to_journal() else _terminal_sink()
+    for record in _waiting:
+        _sink(*record)
+    _waiting.clear()
+
+
+def describe(error: BaseException) -> str:
+    """Return the traceback of an error of the user's code, without the frames of wakeq."""
+    import traceback  # only an error pays for it
+
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(os.path.dirname(__file__))
+    ]
+    lines = traceback.format_list(frames)
+    if lines:
+        lines.insert(0, "Traceback (most recent call last):\n")
+    return "".join([*lines, *traceback.format_exception_only(error)]).rstrip()
+
+
+def _to_journal() -> bool:
+    """Tell whether stderr goes to the journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        stat = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def _journal_sink() -> Any:
+    import structlog
+    from systemd import journal
+
+    def write(_logger: object, _method: str, event: Any) -> str:
+        text, detail = event.pop("event"), event.pop("detail", None)
+        fields = {
+            "MESSAGE_ID" if name == "event_id" else "PRIORITY" if name == "priority"
+            else f"WAKEQ_{name.upper()}": value if isinstance(value, bytes) else str(value)
+            for name, value in event.items()
+        }  # fmt: skip
+        try:
+            journal.send(f"{text}\n{detail}" if detail else text, **fields)
+        except OSError:
+            pass  # a journal that is down or full must not stop the handling of messages
+        raise structlog.DropEvent
+
+    logger = structlog.wrap_logger(None, processors=[write])
+
+    def sink(_time: float, priority: int, component: str, event: str, fields: Fields) -> None:
+        logger.info(event, priority=priority, component=component, **fields)
+
+    return sink
+
+
+def _terminal_sink() -> Any:
+    import structlog
+
+    colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    render = structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False, pad_event=34)
+
+    def write(_logger: object, method: str, event: Any) -> str:
+        detail = event.pop("detail", None)
+        event.pop("event_id", None)
+        line = str(render(None, method, event))
+        return f"{line}\n{detail}" if detail else line
+
+    logger = structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr), processors=[write], wrapper_class=structlog.BoundLogger
+    )
+    names = {number: name for name, number in _LEVELS.items()}
+
+    def sink(when: float, priority: int, component: str, event: str, fields: Fields) -> None:
+        stamp = time.strftime("%H:%M:%S", time.localtime(when)) + f".{int(when % 1 * 1000):03}"
+        try:
+            getattr(logger, names[priority])(
+                event, timestamp=stamp, level=names[priority], logger=f"wakeq-{component}", **fields
+            )
+        except OSError:
+            pass  # whoever read our stderr is gone; the messages are not
+
+    return sink

@@ -1,0 +1,40 @@
+"""Every Redis key of wakeq, a function each.
+
+A stream's own keys stand in the hash slot of the stream, so that one script may touch them
+together on Redis Cluster. `S` is a stream, `G` a group, `C` a consumer.
+"""
+
+STREAMS = "wakeq:streams"  # SET: the streams that wakeq looks after
+
+
+def prefix(stream: str) -> str:
+    """Return what the keys of a stream begin with: `wakeq:{S}`, or `wakeq:S` if S has a tag.
+
+    A hash tag is what Redis Cluster hashes instead of the whole key: the text between the
+    first `{` and the first `}` after it, unless that is empty. A name that has a `}` but no
+    tag cannot be wrapped, because the tag would end there; its own slot is then out of reach
+    by name, which only matters on Cluster.
+    """
+    start = stream.find("{")
+    tagged = start >= 0 and stream.find("}", start + 1) > start + 1
+    return f"wakeq:{stream}" if tagged else f"wakeq:{{{stream}}}"
+
+
+def retry(stream: str, group: str) -> str:
+    """STREAM: messages for one group alone, due again; deleted with their acknowledgement."""
+    return f"{prefix(stream)}:retry:{group}"
+
+
+def stats(stream: str, group: str) -> str:
+    """HASH: counters of a group, and the id it has been delivered up to."""
+    return f"{prefix(stream)}:stats:{group}"
+
+
+def alive(stream: str, group: str, consumer: str) -> str:
+    """STRING, expires: a consumer lives; the value names its process."""
+    return f"{prefix(stream)}:alive:{group}:{consumer}"
+
+
+def dedup(stream: str, key: str) -> str:
+    """STRING, expires: a publish with this deduplication key was taken; the value is its id."""
+    return f"{prefix(stream)}:dedup:{key}"

@@ -1,0 +1,159 @@
+"""Messages: what a handler gets, and what it may give back to be published."""
+
+from collections.abc import Mapping, Sequence
+
+OWN_PREFIX = b"wakeq."
+BODY = b"body"
+KEY = b"wakeq.key"
+ATTEMPT = b"wakeq.attempt"
+FIRST_ID = b"wakeq.first_id"
+HANDED_BACK = b"wakeq.handed_back"
+
+Value = bytes | str | int | float
+
+
+class Message:
+    """One message of a stream.
+
+    Attributes:
+        stream: the stream it was published to.
+        id: the id it was first published with; it stays the same through retries.
+    """
+
+    __slots__ = ("_fields", "_items", "entry_id", "lane", "source", "started", "stream")
+
+    def __init__(
+        self, stream: str, source: int, entry_id: bytes, items: Sequence[bytes]
+    ) -> None:
+        """Take an entry as Redis gives it: `items` is field, value, field, value …"""
+        self.stream = stream
+        self.source = source  # which of the streams that the consumer reads
+        self.entry_id = entry_id  # the id in that stream
+        self.started = 0.0  # when a lane began to handle it, by the monotonic clock
+        self._items = items
+        self._fields: dict[bytes, bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id} of {self.stream}>"
+
+    def own(self, name: bytes) -> bytes | None:
+        """Return one of the fields that are ours (`wakeq.…`), or None."""
+        items = self._items
+        for index in range(0, len(items), 2):
+            if items[index] == name:
+                return items[index + 1]
+        return None
+
+    @property
+    def id(self) -> str:
+        """The id it was first published with."""
+        return (self.own(FIRST_ID) or self.entry_id).decode("ascii", "replace")
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is: 1, and one more after each failure."""
+        text = self.own(ATTEMPT) or b"1"
+        return int(text) if text.isdigit() else 1
+
+    @property
+    def key(self) -> bytes:
+        """The key that messages are kept in order by, empty if there is none."""
+        return self.own(KEY) or b""
+
+    @property
+    def fields(self) -> dict[bytes, bytes]:
+        """All fields but those that are ours; of a name that stands twice, the last."""
+        if self._fields is None:
+            items = iter(self._items)
+            pairs = zip(items, items, strict=True)
+            self._fields = {k: v for k, v in pairs if not k.startswith(OWN_PREFIX)}
+        return self._fields
+
+    @property
+    def body(self) -> bytes:
+        """The field `body`, empty if there is none."""
+        return self.fields.get(BODY, b"")
+
+    def text(self) -> str:
+        """Return the body as text.
+
+        Raises:
+            UnicodeDecodeError: it is not UTF-8.
+        """
+        return self.body.decode()
+
+    def json(self) -> object:
+        """Return the body as the value that its JSON means.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        import json  # a handler that wants bytes does not pay for it
+
+        return json.loads(self.body)
+
+
+class Publish:
+    """A message to be published.
+
+    A handler returns one, or a list of them, to have them published in one step with the
+    acknowledgement of the message that it handled: both happen, or neither.
+    """
+
+    __slots__ = ("items", "stream")
+
+    def __init__(
+        self,
+        stream: str,
+        body: object = None,
+        *,
+        fields: Mapping[str | bytes, Value] | None = None,
+        key: str | bytes | None = None,
+    ) -> None:
+        """Describe a message.
+
+        Args:
+            stream: where it goes.
+            body: bytes or text as they are, anything else as JSON; None for no body.
+            fields: further fields; names may not begin with `wakeq.`.
+            key: messages with the same key are handled in order (`order = "key"`).
+
+        Raises:
+            ValueError: there is nothing in it, or a field name is one of ours.
+            TypeError: the body is nothing that JSON can say.
+        """
+        self.stream = stream
+        self.items = encode(body, fields, key)
+
+
+def encode(
+    body: object = None,
+    fields: Mapping[str | bytes, Value] | None = None,
+    key: str | bytes | None = None,
+) -> list[bytes]:
+    """Return the fields of an entry in Redis's order: field, value, field, value …"""
+    items: list[bytes] = []
+    if body is not None:
+        items += (BODY, _bytes(body))
+    for name, value in (fields or {}).items():
+        raw = _bytes(name)
+        if raw.startswith(OWN_PREFIX):
+            raise ValueError(f"a field must not begin with 'wakeq.': {name!r}")
+        items += (raw, _bytes(value))
+    if key is not None:
+        items += (KEY, _bytes(key))
+    if not items:
+        raise ValueError("a message must have a body or a field")
+    return items
+
+
+def _bytes(value: object) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    import json
+
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,60 @@
+"""The Lua scripts: one file of lua/ is one atomic step.
+
+A script is sent whole the first time it is used over a connection, by its hash after that,
+and whole again when the server no longer has it (NOSCRIPT: it was restarted, or another
+server is the master now).
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from wakeq.wire import Argument, Command, Connection, ServerError
+
+_DIRECTORY = os.path.join(os.path.dirname(__file__), "lua")
+
+
+class Script:
+    """One script, and whether the server at the other end of a connection has it.
+
+    Args:
+        name: the file's name in lua/, without `.lua`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        with open(os.path.join(_DIRECTORY, f"{name}.lua"), "rb") as file:
+            self.text = file.read()
+        self._sent = False
+        self._hash = b""
+
+    def command(self, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Command:
+        """Return the request that runs the script; NOSCRIPT as the reply: send `whole`."""
+        if not self._sent:
+            self._sent = True
+            return self.whole(keys, arguments)
+        if not self._hash:
+            import hashlib  # loads OpenSSL; a first message does not wait for that
+
+            self._hash = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+        return (b"EVALSHA", self._hash, len(keys), *keys, *arguments)
+
+    def whole(self, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Command:
+        """Return the request that runs the script and leaves it with the server."""
+        return (b"EVAL", self.text, len(keys), *keys, *arguments)
+
+    def call(
+        self, connection: Connection, keys: Sequence[Argument], arguments: Sequence[Argument]
+    ) -> Any:
+        """Run the script over a connection with nothing outstanding.
+
+        Raises:
+            ServerError: the script failed.
+            Lost: the connection broke; the script may have run.
+        """
+        try:
+            return connection.call(*self.command(keys, arguments))
+        except ServerError as error:
+            if error.code != "NOSCRIPT":
+                raise
+            return connection.call(*self.whole(keys, arguments))
