@@ -139,6 +139,11 @@ def test_a_service_does_not_set_what_the_sandbox_sets() -> None:
         assert not both, path.name
 
 
+def test_a_consumer_can_see_who_else_lives() -> None:
+    # Else it takes a living consumer of its host for dead, and its messages away from it.
+    assert not re.search(r"^(ProtectProc|ProcSubset)=", SANDBOX.read_text(), re.MULTILINE)
+
+
 def test_the_user_is_made(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     result = run("systemd-sysusers", f"--root={tmp_path}", UNITS / "sysusers.d/wakeq.conf")
