@@ -136,14 +136,12 @@ def errors_explained(where: object) -> Iterator[None]:
 class Servers:
     """The servers behind a URL, with a client for each that is needed.
 
-    That is one server, or on Redis Cluster the owners of the slots that are used. For
-    asyncio give `connect_async`; then the clients are of that kind and `close` must not be
-    called, but `aclose`.
+    That is one server, or on Redis Cluster the owners of the slots that are used.
 
     Args:
         url: where they are.
         name: shown in CLIENT LIST.
-        asynchronous: whether the clients are for asyncio.
+        asynchronous: whether the clients are for asyncio; then `aclose` closes them.
     """
 
     def __init__(self, url: RedisURL, name: str, asynchronous: bool = False) -> None:
