@@ -1,0 +1,1 @@
+"""wakeq, the operator's command: one module for each family of subcommands."""

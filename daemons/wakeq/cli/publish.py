@@ -1,0 +1,163 @@
+"""wakeq publish: publish messages from the command line or from stdin."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from wakeq.cli.parser import Arguments, Subparsers, add_json, name, positive, seconds
+from wakeq.cli.screen import print_json
+from wakeq.cli.session import Session
+from wakeq.errors import UsageError
+
+if TYPE_CHECKING:
+    from wakeq.message import Publish
+    from wakeq.publisher import Publisher
+
+_EXAMPLES = """\
+  wakeq publish orders '{"id": 7}'              a body
+  wakeq publish orders --field id=7             a field
+  wakeq publish orders - <invoice.pdf           a body from stdin
+  seq 1000 | wakeq publish orders --lines       a message for each line
+  wakeq publish orders hello --dedup order-7    only once, if called again
+"""
+_BATCH = 1000
+
+
+def add(subparsers: Subparsers) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add("publish", "Publish messages to a stream.", _EXAMPLES, run)
+    parser.add_argument("stream", metavar="STREAM", type=name)
+    parser.add_argument("body", metavar="BODY", nargs="?", help="the body; - reads it from stdin")
+    parser.add_argument("--field", metavar="K=V", action="append", default=[],
+                        help="a field; may be given several times")  # fmt: skip
+    parser.add_argument("--key", metavar="KEY", help="messages with one key are handled in order")
+    parser.add_argument("--dedup", metavar="KEY", type=name,
+                        help="publish only if no message was with this key, lately")  # fmt: skip
+    parser.add_argument("--dedup-window", metavar="SPAN", type=seconds, default=86400.0,
+                        help="how long --dedup is remembered (default: 24h)")  # fmt: skip
+    parser.add_argument("--count", metavar="N", type=positive, default=1,
+                        help="publish the same message N times (default: 1)")  # fmt: skip
+    parser.add_argument("--lines", action="store_true",
+                        help="each line of stdin is the body of a message")  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="do not print the ids")
+    add_json(parser)
+
+
+def run(session: Session, arguments: Arguments) -> int:
+    """Publish, and print the ids."""
+    _check(arguments)
+    fields = _fields(arguments.field)
+    printer = _Printer(arguments)
+    if not arguments.lines:
+        body = sys.stdin.buffer.read() if arguments.body == "-" else _raw(arguments.body)
+    try:
+        with session.publisher() as publisher:
+            if arguments.lines:
+                _publish_lines(publisher, arguments, fields, printer)
+            elif arguments.count > 1:
+                message = _message(arguments, body, fields)
+                _publish_many(publisher, (message for _ in range(arguments.count)), printer)
+            else:
+                printer.take([
+                    publisher.publish(
+                        arguments.stream, body, fields=fields, key=_raw(arguments.key),
+                        dedup=arguments.dedup, dedup_window=arguments.dedup_window,
+                    )
+                ])  # fmt: skip
+    except ValueError as error:
+        raise UsageError(f"publish: {error}") from None
+    return 0
+
+
+def _check(arguments: Arguments) -> None:
+    if arguments.lines and arguments.body not in (None, "-"):
+        raise UsageError("publish: the bodies come from BODY or from --lines, not from both")
+    if arguments.dedup is not None and (arguments.lines or arguments.count > 1):
+        raise UsageError("publish: --dedup is for one message, not for --lines or --count")
+    if not (arguments.body is not None or arguments.field or arguments.lines):
+        raise UsageError("publish: give a BODY, - to read it from stdin, or --field K=V")
+
+
+def _fields(pairs: list[str]) -> dict[str | bytes, bytes | str | int | float]:
+    fields: dict[str | bytes, bytes | str | int | float] = {}
+    for pair in pairs:
+        field, equals, value = pair.partition("=")
+        if not equals or not field:
+            raise UsageError(f"publish: --field must be K=V, not {pair!r}")
+        fields[_raw(field) or b""] = _raw(value) or b""
+    return fields
+
+
+def _raw(text: str | None) -> bytes | None:
+    """Return the bytes of an argument as they were given, whatever their encoding."""
+    return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
+def _message(
+    arguments: Arguments,
+    body: bytes | None,
+    fields: dict[str | bytes, bytes | str | int | float],
+) -> "Publish":
+    from wakeq.message import Publish
+
+    return Publish(arguments.stream, body, fields=fields, key=_raw(arguments.key))
+
+
+def _publish_many(
+    publisher: "Publisher", messages: Iterable["Publish"], printer: "_Printer"
+) -> None:
+    """Publish in batches, and print the ids of each, so that output keeps up with input."""
+    from wakeq.publisher import UnconfirmedError
+
+    source = iter(messages)
+    while chunk := list(islice(source, _BATCH)):
+        try:
+            printer.take(publisher.publish_many(chunk, _BATCH))
+        except UnconfirmedError as error:
+            printer.take([known for known in error.ids if known is not None])
+            raise
+
+
+def _publish_lines(
+    publisher: "Publisher",
+    arguments: Arguments,
+    fields: dict[str | bytes, bytes | str | int | float],
+    printer: "_Printer",
+) -> None:
+    for lines in _available_lines():
+        messages = (
+            _message(arguments, line, fields) for line in lines for _ in range(arguments.count)
+        )
+        _publish_many(publisher, messages, printer)
+
+
+def _available_lines() -> Iterator[list[bytes]]:
+    """Yield the lines of stdin as they come: what can be read at once together."""
+    rest = b""
+    while chunk := os.read(sys.stdin.fileno(), 1 << 20):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
+
+
+class _Printer:
+    """Prints ids, a line for each."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._quiet = arguments.quiet
+        self._json = arguments.json
+        self._stream = arguments.stream
+
+    def take(self, ids: list[str]) -> None:
+        if self._quiet:
+            return
+        for message_id in ids:
+            if self._json:
+                print_json({"stream": self._stream, "id": message_id})
+            else:
+                print(message_id)
+        sys.stdout.flush()

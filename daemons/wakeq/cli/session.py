@@ -1,0 +1,156 @@
+"""What every subcommand works with: the configuration, Redis, and the screen."""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from wakeq.config import Common, Config, Place
+
+if TYPE_CHECKING:
+    from wakeq.publisher import Publisher
+    from wakeq.redis_client import Servers
+    from wakeq.redis_url import RedisURL
+
+_NAME = "wakeq-cli"
+
+
+class Session:
+    """One call of the command.
+
+    redis-py is loaded when Redis is first used, not before: it takes a tenth of a second.
+    """
+
+    def __init__(self, arguments: Namespace) -> None:
+        names = [setting.name for kind in (Common, Place) for setting in kind.table.values()]
+        given = {name: getattr(arguments, name, None) for name in names}
+        self.config = Config({name: value for name, value in given.items() if value is not None})
+
+    @cached_property
+    def url(self) -> "RedisURL":
+        """Where Redis is, by option, environment or wakeq.toml."""
+        from wakeq.redis_url import RedisURL
+
+        return RedisURL(self.config.common().redis_url)
+
+    @cached_property
+    def servers(self) -> "Servers":
+        """The servers behind the URL; nothing is connected yet."""
+        from wakeq.redis_client import Servers
+
+        return Servers(self.url, _NAME)
+
+    def publisher(self) -> "Publisher":
+        """Return a publisher to the same Redis."""
+        from wakeq.publisher import Publisher
+
+        return Publisher(self.url)
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Turn errors of redis-py in the block into ones that explain themselves."""
+        from wakeq.redis_client import errors_explained
+
+        with errors_explained(self.url):
+            yield
+
+    def call(self, key: str, *command: Any) -> Any:
+        """Run one command, which may be repeated, on the server that has a key.
+
+        Returns the reply as redis-py makes it.
+
+        Raises:
+            redis.exceptions.RedisError: see `explaining`.
+        """
+        return self.call_many(key, [command])[0]
+
+    def call_many(self, key: str, commands: list[Any], raises: bool = True) -> list[Any]:
+        """Run commands that may be repeated, all of keys in the slot of `key`, in one go.
+
+        With `raises` false, an error reply stands in the place of its reply.
+        """
+        from redis.exceptions import ResponseError
+
+        for _ in range(5):
+            pipeline = self.servers.client(key).pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+            errors = [reply for reply in replies if isinstance(reply, ResponseError)]
+            if not any(self.servers.redirected(error) for error in errors):
+                break
+        if raises and errors:
+            raise errors[0]
+        return replies
+
+    def check_server(self) -> str:
+        """Return what Redis says that it is, such as `Redis 7.0.15`.
+
+        Raises:
+            ConfigError: it is too old.
+        """
+        from wakeq.errors import ConfigError
+
+        with self.explaining():
+            server = self.call("", "INFO", "server")
+        version = str(server.get("redis_version", ""))
+        numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+        if len(numbers) == 2 and numbers < [7, 0]:
+            raise ConfigError(
+                f"Redis at {self.url} is version {version};"
+                " wakeq needs Redis 7.0 or Valkey 7.2, or newer"
+            )
+        if "valkey_version" in server:
+            return f"Valkey {server['valkey_version']}"
+        return f"Redis {version}"
+
+    def sockets(self) -> dict[str, str]:
+        """Return the wake sockets on this host: path by the consumer's name.
+
+        Raises:
+            RefusedError: the folder may not be read.
+        """
+        from wakeq.errors import RefusedError
+
+        folder = os.path.join(self.config.place.runtime_dir, "consumer")
+        try:
+            names = sorted(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise RefusedError(f"{folder}: cannot be read: {error.strerror}") from None
+        return {
+            name.removesuffix(".sock"): os.path.join(folder, name)
+            for name in names
+            if name.endswith(".sock")
+        }
+
+    def configured(self) -> list[str]:
+        """Return the names of the consumers that have a configuration file.
+
+        Raises:
+            RefusedError: the folder may not be read.
+        """
+        from wakeq.errors import RefusedError
+
+        folder = os.path.join(self.config.place.config_dir, "consumers")
+        try:
+            names = sorted(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise RefusedError(f"{folder}: cannot be read: {error.strerror}") from None
+        hidden = (".", "_")
+        return [
+            name.removesuffix(".toml")
+            for name in names
+            if name.endswith(".toml") and not name.startswith(hidden)
+        ]
+
+
+def warn(text: str) -> None:
+    """Say something on stderr that does not stop the command."""
+    print(f"wakeq: {text}", file=sys.stderr)

@@ -1,0 +1,106 @@
+"""wakeq status: streams, their groups, and which consumers are awake."""
+
+from collections import Counter
+from typing import Any
+
+from wakeq.cli.parser import Arguments, Subparsers, add_json
+from wakeq.cli.screen import colours, paint, print_json, readable, span, table
+from wakeq.cli.session import Session, warn
+
+_EXAMPLES = """\
+  wakeq status
+  wakeq status --json | jq '.streams[].groups[] | select(.unread > 1000)'
+
+Unread messages were not given to any consumer of the group yet; pending ones were, and are not
+acknowledged. OLDEST is the age of the oldest of them. Of the consumers, those are asleep that
+have a socket on this host; absent ones are asleep on another host, or gone.
+"""
+_HEADER = ("STREAM", "LENGTH", "GROUP", "UNREAD", "OLDEST", "PENDING", "OLDEST", "HANDLED",
+           "FAILED", "CONSUMERS")  # fmt: skip
+_RIGHT = (1, 3, 4, 5, 6, 7, 8)
+_STATES = ("awake", "asleep", "absent")
+
+
+def add(subparsers: Subparsers) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add(
+        "status", "Show streams, groups and consumers; wakes nobody.", _EXAMPLES, run
+    )
+    add_json(parser)
+
+
+def run(session: Session, arguments: Arguments) -> int:
+    """Print a table, or one JSON value."""
+    from wakeq.cli.survey import Survey
+
+    server = session.check_server()
+    survey = Survey(session)
+    with session.explaining():
+        streams = survey.run()
+    for problem in survey.problems:
+        warn(problem)
+    if arguments.json:
+        print_json({"redis": server, "url": str(session.url), "streams": streams})
+        return 0
+    if not streams:
+        print("No streams yet: none was published to with wakeq, and no consumer is configured.")
+        return 0
+    _print_table(streams)
+    return 0
+
+
+def _print_table(streams: list[dict[str, Any]]) -> None:
+    rows: list[tuple[str, ...]] = [_HEADER]
+    tints = ["bold"]
+    for stream in streams:
+        for row, tint in _rows(stream):
+            rows.append(row)
+            tints.append(tint)
+    on = colours()
+    for cells, tint in zip(table(rows, _RIGHT), tints, strict=True):
+        print(paint("  ".join(cells).rstrip(), tint, on))
+
+
+def _rows(stream: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
+    """Return the rows of one stream, each with its colour."""
+    name = readable(stream["stream"].encode(), 60)
+    if "problem" in stream:
+        return [((name, "-", stream["problem"], *["-"] * 7), "red")]
+    length = f"{stream['length']:,}"
+    if not stream["groups"]:
+        return [((name, length, *["-"] * 8), "")]
+    return [
+        (_row(name, length, group), "yellow" if _is_stuck(group) else "")
+        for group in stream["groups"]
+    ]
+
+
+def _row(name: str, length: str, group: dict[str, Any]) -> tuple[str, ...]:
+    at_least = "" if group["unread_exact"] else "≥"
+    return (
+        name,
+        length,
+        readable(group["group"].encode(), 60),
+        f"{at_least}{group['unread']:,}",
+        _age(group["oldest_unread_seconds"]),
+        f"{group['pending']:,}",
+        _age(group["oldest_pending_seconds"]),
+        f"{group['handled']:,}",
+        f"{group['failed']:,}",
+        _consumers(group["consumers"]),
+    )
+
+
+def _is_stuck(group: dict[str, Any]) -> bool:
+    """Tell whether there is work and nobody at it, as far as can be seen from here."""
+    awake = any(consumer["state"] == "awake" for consumer in group["consumers"])
+    return bool(group["unread"] or group["pending"]) and not awake
+
+
+def _age(seconds: float | None) -> str:
+    return "-" if seconds is None else span(seconds)
+
+
+def _consumers(consumers: list[dict[str, Any]]) -> str:
+    counts = Counter(consumer["state"] for consumer in consumers)
+    return ", ".join(f"{counts[state]} {state}" for state in _STATES if counts[state]) or "-"
