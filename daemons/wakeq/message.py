@@ -20,7 +20,7 @@ class Message:
         id: the id it was first published with; it stays the same through retries.
     """
 
-    __slots__ = ("_fields", "_items", "entry_id", "lane", "source", "started", "stream")
+    __slots__ = ("_fields", "_items", "entry_id", "finished", "source", "started", "stream")
 
     def __init__(
         self, stream: str, source: int, entry_id: bytes, items: Sequence[bytes]
@@ -30,6 +30,7 @@ class Message:
         self.source = source  # which of the streams that the consumer reads
         self.entry_id = entry_id  # the id in that stream
         self.started = 0.0  # when a lane began to handle it, by the monotonic clock
+        self.finished = False  # the consumer is done with it, for good or ill
         self._items = items
         self._fields: dict[bytes, bytes] | None = None
 

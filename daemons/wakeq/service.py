@@ -92,6 +92,15 @@ class Service:
         except BlockingIOError:
             pass  # emptied before
 
+    def pause(self, seconds: float) -> None:
+        """Wait, but not longer than until a signal comes."""
+        import select
+
+        poll = select.poll()
+        poll.register(self.signal_fd, select.POLLIN)
+        poll.poll(seconds * 1000)
+        self.clear_signal()
+
     def _on_stop(self, _number: int, _frame: object) -> None:
         self.stop = min(self.stop + 1, NOW)
 

@@ -1,0 +1,1 @@
+"""wakeq-consumer: handle the messages of one stream for one group, then sleep again."""

@@ -1,0 +1,144 @@
+"""Acknowledging: telling Redis what was handled, in batches, soon, and exactly once counted."""
+
+from collections.abc import Callable
+from functools import partial
+
+from wakeq import failpoint
+from wakeq.consumer.channel import Channel
+from wakeq.consumer.hand import RETRY, STREAM, Hand, Member
+from wakeq.message import Message, Publish
+from wakeq.scripts import Script
+from wakeq.wire import TRANSIENT, Argument, Reply, ServerError
+
+_BATCH = 1000
+
+class Acknowledger:
+    """Keeps what was handled until Redis has confirmed the acknowledgement.
+
+    Both scripts may be sent again after a lost reply: what was acknowledged before is then
+    neither counted nor published again.
+
+    Attributes:
+        on_refused: called with messages whose publishing the server refuses for good.
+    """
+
+    def __init__(self, member: Member, hand: Hand) -> None:
+        self.on_refused: Callable[[list[Message], BaseException], None]
+        self._member = member
+        self._hand = hand
+        self._acknowledge = Script("acknowledge")
+        self._publish = Script("publish_and_acknowledge")
+        self._ready: tuple[list[bytes], list[bytes]] = ([], [])
+        self._joint: list[tuple[list[Message], list[Publish]]] = []
+        self._failures = 0
+        # What is sent and not confirmed, by number: how to have it sent again.
+        self._in_flight: dict[int, Callable[[], None]] = {}
+        self._number = 0
+
+    @property
+    def has_ready(self) -> bool:
+        """Tell whether there is something to send."""
+        return bool(self._ready[STREAM] or self._ready[RETRY] or self._joint or self._failures)
+
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether everything has been sent and confirmed."""
+        return not self.has_ready and not self._in_flight
+
+    def add(self, message: Message) -> None:
+        """Acknowledge a message that was handled."""
+        self._ready[message.source].append(message.entry_id)
+
+    def add_ids(self, source: int, entry_ids: list[bytes]) -> None:
+        """Acknowledge entries that are no messages (any more)."""
+        self._ready[source].extend(entry_ids)
+
+    def add_joint(self, messages: list[Message], publishes: list[Publish]) -> None:
+        """Acknowledge messages in one step with publishing others."""
+        self._joint.append((messages, publishes))
+
+    def count_failure(self) -> None:
+        """Count a message that failed."""
+        self._failures += 1
+
+    def send(self, channel: Channel, position: bytes) -> None:
+        """Queue all there is over a channel, which is flushed by the caller."""
+        failpoint.hit("before_acknowledge")
+        for source in (STREAM, RETRY):
+            ids = self._ready[source]
+            for start in range(0, len(ids), _BATCH):
+                self._send_ids(channel, source, ids[start : start + _BATCH], position)
+            if ids:
+                self._ready[source].clear()
+        joint, self._joint = self._joint, []
+        for messages, publishes in joint:
+            self._send_joint(channel, messages, publishes)
+        if self._failures:
+            self._send_failures(channel)
+
+    def lost(self) -> None:
+        """Take back what was sent and not confirmed: the connection broke."""
+        for take_back in self._in_flight.values():
+            take_back()
+        self._in_flight.clear()
+
+    def _note(self, take_back: Callable[[], None]) -> int:
+        self._number += 1
+        self._in_flight[self._number] = take_back
+        return self._number
+
+    def _send_ids(self, channel: Channel, source: int, ids: list[bytes], position: bytes) -> None:
+        number = self._note(lambda: self._ready[source].extend(ids))
+        arguments: list[Argument] = [self._member.group, position, 1 if source == RETRY else 0]
+        arguments += ids
+        channel.run(
+            self._acknowledge,
+            [self._member.sources[source], self._member.stats],
+            arguments,
+            partial(self._confirm_ids, number, source, ids),
+        )
+
+    def _confirm_ids(self, number: int, source: int, ids: list[bytes], reply: Reply) -> None:
+        if isinstance(reply, ServerError):
+            raise reply
+        failpoint.hit("after_acknowledge")
+        del self._in_flight[number]
+        drop = self._hand.messages[source].pop
+        for entry_id in ids:
+            drop(entry_id, None)
+
+    def _send_joint(
+        self, channel: Channel, messages: list[Message], publishes: list[Publish]
+    ) -> None:
+        source = messages[0].source
+        number = self._note(lambda: self._joint.append((messages, publishes)))
+        arguments: list[Argument] = [self._member.group, 1 if source == RETRY else 0]
+        arguments += [len(messages), *(message.entry_id for message in messages)]
+        for publish in publishes:
+            arguments += [len(publish.items), *publish.items]
+        channel.run(
+            self._publish,
+            [self._member.sources[source], self._member.stats, *(p.stream for p in publishes)],
+            arguments,
+            partial(self._confirm_joint, number, messages),
+        )
+
+    def _confirm_joint(self, number: int, messages: list[Message], reply: Reply) -> None:
+        if isinstance(reply, ServerError):
+            if reply.code in TRANSIENT:
+                raise reply
+            del self._in_flight[number]
+            self.on_refused(messages, reply)
+            return
+        failpoint.hit("after_acknowledge")
+        del self._in_flight[number]
+        self._hand.drop(messages)
+
+    def _send_failures(self, channel: Channel) -> None:
+        count, self._failures = self._failures, 0
+        number = self._note(lambda: self._uncount(count))
+        command = ("HINCRBY", self._member.stats, "failed", count)
+        channel.ask(command, lambda _reply: self._in_flight.pop(number))
+
+    def _uncount(self, count: int) -> None:
+        self._failures += count

@@ -1,0 +1,440 @@
+"""The consumer's loop: what is read, handled, acknowledged and kept, and when it ends.
+
+One thread runs this loop and alone speaks to Redis; the lanes run the handlers. States:
+
+    starting     connect, take the name, make the group, recover what is pending
+    handling     read as much as there is room for, acknowledge what is done
+    idle         nothing in hand; a read blocks in Redis until there is something
+    draining     a stop, a reload or a stuck handler: see `drainer`
+
+A process that is killed leaves everything in Redis: what it had is pending under its name, and
+its successor reads that first. A lost connection is the same on a small scale: what was sent
+and not confirmed is sent again, pending messages that are not in hand are read again.
+"""
+
+import selectors
+import socket
+from collections.abc import Callable
+from time import monotonic
+
+from wakeq import failpoint
+from wakeq.backoff import Backoff
+from wakeq.config import Consumer as Settings
+from wakeq.consumer.acknowledger import Acknowledger
+from wakeq.consumer.claimer import Claimer
+from wakeq.consumer.drainer import Drainer
+from wakeq.consumer.hand import RETRY, STREAM, Hand, Member
+from wakeq.consumer.handler import Handler
+from wakeq.consumer.keeper import LIFETIME_SECONDS, Keeper
+from wakeq.consumer.lanes import LOOK_AGAIN_SECONDS, Done, make_lanes
+from wakeq.consumer.limiter import Limiter
+from wakeq.consumer.link import Link
+from wakeq.consumer.reader import Reader
+from wakeq.consumer.reporter import Reporter
+from wakeq.consumer.wakesocket import WakeSocket
+from wakeq.errors import EX_TEMPFAIL, ConfigError, UnavailableError
+from wakeq.message import Message, Publish
+from wakeq.service import DRAIN, NOW, RUN, Service
+from wakeq.wire import TRANSIENT, ServerError, explain
+
+NEVER = float("inf")
+# A read blocks no longer, so that a dead connection is noticed and the watchdog fed.
+_BLOCK_SECONDS = 5.0
+_GROUP_GONE = ("NOGROUP", "UNBLOCKED")
+
+
+class Consumer:
+    """Handles the messages of one stream for one group until it is idle or stopped.
+
+    Args:
+        service: the process around it.
+        settings: the consumer's.
+        handler: what to call for each message.
+        wake: the wake socket.
+        consumer: the consumer's name in the group.
+    """
+
+    def __init__(
+        self, service: Service, settings: Settings, handler: Handler, wake: WakeSocket,
+        consumer: str,
+    ) -> None:  # fmt: skip
+        self.service = service
+        self.settings = settings
+        self.wake = wake
+        self.member = Member(settings.stream, settings.group, consumer)
+        self.hand = Hand()
+        self.lanes = make_lanes(handler, settings.concurrency, settings.order == "key")
+        self.reader = Reader(self.member, settings, self.hand)
+        self.acknowledger = Acknowledger(self.member, self.hand)
+        self.keeper = Keeper(self.member, self.hand, settings.claim_after)
+        self.claimer = Claimer(self.member, settings)
+        self.limiter = Limiter(self.lanes, 0.0 if settings.exec_ else settings.timeout)
+        self.drainer = Drainer(self.hand, self.lanes, self.keeper, settings.drain_timeout)
+        self.report = Reporter(service, self.member)
+        self.selector = selectors.DefaultSelector()
+        self.link = Link(service.common.redis_url, self.member, settings.start, self.keeper,
+                         self.selector)  # fmt: skip
+        self._backoff = Backoff()
+        self._disowned: set[Message] = set()
+        self._exits_idle = bool(wake.listeners) or "idle_timeout" in service.options
+        self._turned_at = monotonic()
+        self._idle_at = self._turned_at + settings.idle_timeout if self._exits_idle else NEVER
+        self._flush_at = self._reconnect_at = NEVER
+        self._last_look = False
+        self._end_as = "stopped"
+        self._exit_code: int | None = None
+        self._ended = False
+        self.reload_wanted = False
+
+    # -- starting ------------------------------------------------------------------------
+
+    def run(self) -> int | None:
+        """Handle messages until idle or stopped; return the exit code.
+
+        Raises:
+            WakeqError: Redis does not answer in time, refuses, or holds something else.
+        """
+        self._put_together()
+        if self._connect_at_start():
+            self.lanes.start()
+        else:
+            self._ended = True
+        while not self._ended:
+            try:
+                self._turn()
+            except UnavailableError as error:
+                self._on_lost(error, self._backoff.next())
+            except ServerError as error:
+                self._on_server_error(error)
+        return self._exit_code
+
+    def _put_together(self) -> None:
+        self.reader.on_messages = self._take
+        self.reader.on_deleted = self.acknowledger.add_ids
+        self.reader.on_bell = self._on_bell
+        self.claimer.on_messages = self._on_claimed
+        self.keeper.on_gone = self._on_gone
+        self.acknowledger.on_refused = self._fail
+        self.limiter.on_timeout = self._on_timeout
+        self.limiter.on_stuck = self._on_stuck
+        self.report.in_hand = lambda: self.hand.unfinished
+        self.report.state = self._state
+        self._watch(self.lanes.bell, self.lanes.hear)
+        self._watch(self.service.signal_fd, self.service.clear_signal)
+        for listener in self.wake.listeners:
+            self._watch(listener, lambda listener=listener: self._on_wake(listener))  # type: ignore[misc]
+        for lease in self.wake.leases:
+            self._watch_lease(lease)
+
+    def _watch(self, file: int | socket.socket, call: Callable[[], None]) -> None:
+        self.selector.register(file, selectors.EVENT_READ, call)
+
+    def _watch_lease(self, lease: socket.socket) -> None:
+        self._watch(lease, lambda: self._on_lease(lease))
+
+    def _connect_at_start(self) -> bool:
+        """Connect, patiently; return False if the service was stopped meanwhile."""
+        give_up_at = monotonic() + self.service.common.start_timeout
+        while self.service.stop == RUN:
+            try:
+                self._connect()
+                return True
+            except UnavailableError as error:
+                if monotonic() >= give_up_at:
+                    raise
+                self.report.waiting_for_redis(error, self._backoff.tries)
+            self.service.pause(self._backoff.next())
+        return False
+
+    def _connect(self) -> None:
+        position = self._position()
+        made = self.link.connect(position)
+        if made and position:
+            self.report.group_made_again(made)
+        self.reader.restart()
+        self._reconnect_at = NEVER
+
+    def _position(self) -> bytes:
+        """Return up to where the stream was handled, empty if not known."""
+        last_read = self.reader.last_read
+        return self.hand.position(last_read) if last_read else b""
+
+    # -- the loop ------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Wait for something to happen, and do what follows from it."""
+        wait = max(0.0, self._next_deadline() - monotonic())
+        for key, _ in self.selector.select(wait):
+            # A callback before this one may have given its connection up.
+            if key.fd in self.selector.get_map():
+                key.data()
+        now = monotonic()
+        slept, self._turned_at = now - self._turned_at, now
+        self._collect()
+        self._obey_signals()
+        if self.link.is_up:
+            if slept > LIFETIME_SECONDS / 2:
+                self._after_pause()
+            self._keep(now)
+            self._acknowledge_and_read(now)
+            self._sleep_if_idle(now)
+        elif now >= self._reconnect_at:
+            self._reconnect(now)
+        self.limiter.tick(now)
+        if self.drainer.draining:
+            self._drain(now)
+        self.report.tick(now)
+
+    def _next_deadline(self) -> float:
+        deadline = min(
+            self._turned_at + _BLOCK_SECONDS, self.limiter.next_at, self.drainer.next_at,
+            self.report.next_at,
+        )  # fmt: skip
+        if not self.link.is_up:
+            return min(deadline, self._reconnect_at)
+        return min(deadline, self._flush_at, self.keeper.next_at, self.claimer.next_at)
+
+    def _collect(self) -> None:
+        """Take what the lanes are done with."""
+        done = self.lanes.done
+        if not done:
+            return
+        while done:
+            item = done.popleft()
+            # By far the most frequent case, so kept short.
+            if type(item) is Message and not self._disowned:
+                item.finished = True
+                self.acknowledger.add(item)
+                self.hand.unfinished -= 1
+                self.report.handled += 1
+            else:
+                self._take_outcome(item)
+        self._put_off_sleep()
+
+    def _take_outcome(self, item: Done) -> None:
+        messages, result = ([item], []) if isinstance(item, Message) else item
+        ours = [message for message in messages if message not in self._disowned]
+        self._disowned.difference_update(messages)
+        if isinstance(result, BaseException):
+            self._fail(ours, result)
+            return
+        self.hand.finish(ours)
+        self.report.handled += len(ours)
+        publishes: list[Publish] = result
+        for source in (STREAM, RETRY):
+            some = [message for message in ours if message.source == source]
+            if some and publishes:
+                self.acknowledger.add_joint(some, publishes)
+                publishes = []
+            else:
+                self.acknowledger.add_ids(source, [message.entry_id for message in some])
+
+    def _fail(self, messages: list[Message], error: BaseException) -> None:
+        """Leave failed messages pending, and say so."""
+        self.hand.finish(messages)
+        self.hand.drop(messages)
+        for message in messages:
+            self.acknowledger.count_failure()
+            self.report.message_failed(message, error)
+
+    def _take(self, messages: list[Message]) -> None:
+        """Take messages that were read or claimed."""
+        self.report.ready()
+        new = self.hand.take(messages)
+        if not new:
+            return
+        self._last_look = False
+        self._put_off_sleep()
+        if self.drainer.draining:
+            self.drainer.give_up(new)
+        else:
+            self.lanes.put(new)
+
+    def _acknowledge_and_read(self, now: float) -> None:
+        """Send acknowledgements, in one breath with the next read if there is room for one."""
+        ready = self.acknowledger.has_ready
+        count = 0
+        if not self.reader.waiting and not self.drainer.draining and now < self._idle_at:
+            count = self.reader.pace.room(self.hand.unfinished)
+        if count:
+            if ready:
+                self._send_acknowledgements(now)
+            block = min(_BLOCK_SECONDS, self._idle_at - now)
+            self.reader.ask(self.link.reading, now, count, max(1, int(block * 1000)))
+            self.link.reading.flush()
+        elif ready and (now >= self._flush_at or not self.hand.unfinished):
+            self._send_acknowledgements(now)
+        elif ready and self._flush_at == NEVER:
+            self._flush_at = now + LOOK_AGAIN_SECONDS
+
+    def _send_acknowledgements(self, now: float) -> None:
+        channel = self.link.writing if self.reader.waiting else self.link.reading
+        self.acknowledger.send(channel, self._position())
+        channel.flush()
+        self._flush_at = NEVER
+
+    def _keep(self, now: float) -> None:
+        """Keep name and messages, claim those of others, notice a silent server."""
+        self.link.check(now)
+        if now >= self.keeper.next_at:
+            self.keeper.tick(now, self.link.writing)
+            self.link.writing.flush()
+        if now >= self.claimer.next_at:
+            room = self.reader.pace.most - self.hand.unfinished
+            self.claimer.tick(now, self.link.writing, 0 if self.drainer.draining else room)
+            self.link.writing.flush()
+
+    # -- sleeping and ending -------------------------------------------------------------
+
+    def _put_off_sleep(self) -> None:
+        if self._exits_idle:
+            self._idle_at = monotonic() + self.settings.idle_timeout
+
+    def _sleep_if_idle(self, now: float) -> None:
+        """End if nothing came for long enough and a last look finds nothing."""
+        if (
+            now < self._idle_at
+            or self.drainer.draining
+            or self.hand.unfinished
+            or self.reader.waiting
+            or self.claimer.busy
+            or not self.acknowledger.is_settled
+        ):
+            return
+        if not self._last_look or self.reader.recovering:
+            self._last_look = True
+            self.reader.ask(self.link.reading, now, self.reader.pace.least, 0)
+            self.link.reading.flush()
+            return
+        failpoint.hit("before_exit")
+        self.report.stopping()
+        self._end_as = "went to sleep"
+        self._leave()
+
+    def _obey_signals(self) -> None:
+        if self.service.reload and not self.drainer.draining:
+            self.service.reload = False
+            self._reload()
+        if self.service.stop >= DRAIN and not self.drainer.draining:
+            self._exit_code = 0
+            self.report.stopping("draining")
+            self.drainer.begin(self.link, self.reader)
+
+    def _reload(self) -> None:
+        """Read the configuration anew; if it is right, drain and begin again with it."""
+        try:
+            self.service.read_config().consumer(self.service.name)
+        except ConfigError as error:
+            self.report.reload_refused(error)
+            return
+        self.service.notifier.reloading()
+        self._end_as = "restarted for a reload"
+        self.reload_wanted = True
+        self.drainer.begin(self.link, self.reader)
+
+    def _drain(self, now: float) -> None:
+        at_once = self.service.stop >= NOW
+        self.drainer.tick(now, self.link, at_once, self.service.notifier.extend)
+        if self.drainer.is_over(self.acknowledger, self.reader, self.link):
+            self._leave()
+
+    def _leave(self) -> None:
+        """Give the name up and end the loop; what happens to Redis now is of no matter."""
+        if self.link.is_up:
+            try:
+                self.keeper.leave(self.link.reading.connection, self.drainer.handed_back > 0)
+            except (UnavailableError, ServerError):
+                pass  # the name runs out by itself, and its next owner need not wait for that
+        self.link.close()
+        self._ended = True
+        self.report.ended(self._end_as, self.drainer.handed_back)
+
+    # -- what comes in between -----------------------------------------------------------
+
+    def _on_wake(self, listener: socket.socket) -> None:
+        for lease in self.wake.accept(listener):
+            self._watch_lease(lease)
+
+    def _on_lease(self, lease: socket.socket) -> None:
+        if self.wake.ended(lease, self.report.figures):
+            self.selector.unregister(lease)
+            self.wake.drop(lease)
+
+    def _on_bell(self, entry_ids: list[bytes]) -> None:
+        """Look for what another consumer says that it handed back."""
+        self.acknowledger.add_ids(RETRY, entry_ids)
+        self.claimer.next_at = monotonic()
+
+    def _on_claimed(self, messages: list[Message]) -> None:
+        self.report.claimed(len(messages))
+        self._take(messages)
+
+    def _on_gone(self, messages: list[Message]) -> None:
+        """Disown messages that another consumer has now."""
+        ours = [message for message in messages if not message.finished]
+        if ours:
+            self.hand.finish(ours)
+            self.hand.drop(ours)
+            self._disowned.update(ours)
+            self.report.gone(len(ours))
+
+    def _on_timeout(self, messages: list[Message], error: BaseException) -> None:
+        ours = [message for message in messages if not message.finished]
+        self._fail(ours, error)
+        self._disowned.update(ours)
+
+    def _on_stuck(self, messages: list[Message]) -> None:
+        if not self.drainer.draining:
+            self.report.stuck(messages)
+            self._exit_code = EX_TEMPFAIL
+            self.drainer.begin(self.link, self.reader)
+
+    def _after_pause(self) -> None:
+        """Make sure, after a long pause of this process, that what is in hand is still ours."""
+        waiting = self.lanes.take_back()
+        self.keeper.keep(self.link.writing)
+        self.keeper.keep_messages(self.link.writing, self.hand.being_handled())
+        # Redis answers in order: once this is answered, `_on_gone` has seen what is gone.
+        self.link.writing.ask(("PING",), lambda _reply: self._put_again(waiting))
+        self.link.writing.flush()
+
+    def _put_again(self, messages: list[Message]) -> None:
+        self._disowned.difference_update(messages)
+        self.lanes.put([message for message in messages if not message.finished])
+
+    def _on_server_error(self, error: ServerError) -> None:
+        if error.code in _GROUP_GONE or "no such key" in str(error):
+            self._give_link_up()
+            self._reconnect_at = monotonic()
+        elif error.code in TRANSIENT:
+            self._on_lost(explain(error, self.link), self._backoff.next())
+        else:
+            raise explain(error, self.link)
+
+    def _on_lost(self, error: Exception, wait: float) -> None:
+        self.report.lost(error)
+        self._give_link_up()
+        self._reconnect_at = monotonic() + wait
+
+    def _give_link_up(self) -> None:
+        self.link.close()
+        self.acknowledger.lost()
+        self.reader.restart()
+        self.claimer.restart()
+        self._flush_at = NEVER
+
+    def _reconnect(self, now: float) -> None:
+        try:
+            self._connect()
+        except UnavailableError as error:
+            self._on_lost(error, self._backoff.next())
+            return
+        self._backoff.reset()
+        self.report.back()
+
+    def _state(self) -> str:
+        if self.drainer.draining:
+            return "draining"
+        if not self.report.is_ready:
+            return "starting"
+        return "handling" if self.hand.unfinished else "idle"

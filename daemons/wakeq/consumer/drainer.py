@@ -1,0 +1,95 @@
+"""Draining: how a consumer ends before it is idle, for a stop, a reload or a stuck handler.
+
+The order, and why: no further read, so that nothing more comes in hand; what no lane has begun
+is handed back, so that another consumer has it at once; what is being handled may be finished,
+because half a handler's work is the worst of all; then acknowledgements; then the name, last,
+because as long as it stands nobody takes what is still pending.
+"""
+
+from collections.abc import Callable
+from time import monotonic
+
+from wakeq.consumer.acknowledger import Acknowledger
+from wakeq.consumer.hand import Hand
+from wakeq.consumer.keeper import Keeper
+from wakeq.consumer.lanes import Lanes
+from wakeq.consumer.link import Link
+from wakeq.consumer.reader import Reader
+from wakeq.message import Message
+
+# Asked for again and again while draining, so that TimeoutStopSec= does not cut it off.
+_EXTEND_SECONDS = 5.0
+NEVER = float("inf")
+
+
+class Drainer:
+    """Sees a consumer to its end.
+
+    Attributes:
+        draining: the end has begun.
+        handed_back: how many messages were handed back.
+        next_at: when to look again.
+    """
+
+    def __init__(self, hand: Hand, lanes: Lanes, keeper: Keeper, drain_timeout: float) -> None:
+        self.draining = False
+        self.handed_back = 0
+        self.next_at = NEVER
+        self._hand = hand
+        self._lanes = lanes
+        self._keeper = keeper
+        self._timeout = drain_timeout
+        self._drain_by = NEVER
+        self._to_hand_back: list[Message] = []
+
+    def begin(self, link: Link, reader: Reader) -> None:
+        """Take no more, and give up what no lane has begun."""
+        now = monotonic()
+        self.draining = True
+        self.next_at = now
+        self._drain_by = now + self._timeout
+        self.give_up(self._lanes.take_back())
+        if link.is_up and reader.waiting:
+            unblock = ("CLIENT", "UNBLOCK", link.reading.connection.client_id)
+            # Without the right to this the read ends by itself, seconds later.
+            link.writing.ask(unblock, lambda _reply: None)
+            link.writing.flush()
+
+    def give_up(self, messages: list[Message]) -> None:
+        """Hand messages back instead of handling them."""
+        self._hand.finish(messages)
+        self._to_hand_back += messages
+
+    def tick(
+        self, now: float, link: Link, at_once: bool, extend: Callable[[float], None]
+    ) -> None:
+        """Hand back what was given up; when time is up, give up what is being handled."""
+        if now >= self._drain_by or at_once:
+            stop = self._lanes.handler.stop
+            if stop is not None:
+                stop()
+            self.give_up(self._hand.being_handled())
+            self._drain_by = NEVER
+        if self._to_hand_back and link.is_up:
+            self.handed_back += len(self._to_hand_back)
+            self._keeper.hand_back(link.writing, self._to_hand_back)
+            link.writing.flush()
+            self._to_hand_back = []
+        if now >= self.next_at:
+            extend(2 * _EXTEND_SECONDS)
+            self.next_at = now + _EXTEND_SECONDS
+        self.next_at = min(self.next_at, self._drain_by)
+
+    def is_over(self, acknowledger: Acknowledger, reader: Reader, link: Link) -> bool:
+        """Tell whether nothing is left to wait for."""
+        if self._hand.unfinished:
+            return False
+        if not link.is_up:
+            # What is unsaid then is said by the successor: it is still pending here.
+            return acknowledger.is_settled or self._drain_by == NEVER
+        return (
+            acknowledger.is_settled
+            and not self._to_hand_back
+            and not reader.waiting
+            and link.writing.idle
+        )

@@ -1,0 +1,56 @@
+"""The application's own interpreter: `python = "/srv/shop/.venv/bin/python"`.
+
+The process executes itself anew with that interpreter, which then has the application's
+packages. wakeq itself and the few packages it needs come from here, if the application's
+environment does not have them: it needs no copy of wakeq.
+"""
+
+import os
+import sys
+
+from wakeq.consumer.wakesocket import WakeSocket
+from wakeq.errors import ConfigError
+
+_LIBRARY = "WAKEQ_LIBRARY_PATH"
+_ORIGIN = "WAKEQ_STARTED_AS"
+_SEPARATOR = "\x1f"
+
+# The command line this process was first started with, if it has switched since.
+_origin: list[str] = []
+
+
+def switch(python: str, wake: WakeSocket) -> None:
+    """Go on in another interpreter, if one is asked for and this is not it already.
+
+    Raises:
+        ConfigError: there is no such interpreter.
+    """
+    if not python or _origin:
+        return
+    os.environ[_LIBRARY] = os.pathsep.join(filter(None, sys.path))
+    os.environ[_ORIGIN] = _SEPARATOR.join(_command_line())
+    bootstrap = os.path.join(os.path.dirname(__file__), "bootstrap.py")
+    _execute([python, bootstrap, *sys.argv[1:]], wake)
+
+
+def restart(wake: WakeSocket) -> None:
+    """Begin this process again from its first instruction, with the sockets that it has."""
+    _execute(_origin or _command_line(), wake)
+
+
+def take_over() -> list[str]:
+    """Return where the packages of the first interpreter are; called once, by the second."""
+    _origin[:] = os.environ.pop(_ORIGIN).split(_SEPARATOR)
+    return os.environ.pop(_LIBRARY).split(os.pathsep)
+
+
+def _command_line() -> list[str]:
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def _execute(argv: list[str], wake: WakeSocket) -> None:
+    wake.pass_on()
+    try:
+        os.execv(argv[0], argv)
+    except OSError as error:
+        raise ConfigError(f"python {argv[0]} cannot be run: {error.strerror}") from None

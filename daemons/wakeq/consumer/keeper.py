@@ -1,0 +1,135 @@
+"""Keeping: a consumer's name, and the messages that it holds under it.
+
+The name is the host's and the instance's, so that a consumer that starts again finds the
+messages that it had. One process at a time has it: the `alive` key names that process, for
+`LIFETIME_SECONDS` after it was last kept. Nobody takes messages from a consumer that is alive.
+What a process may believe: that the name is its own for as long as it has kept it within that
+time. After a longer pause (a stopped process, a suspended machine) it first asks again, and
+gives up what is no longer its own.
+"""
+
+from collections.abc import Callable
+from time import monotonic
+
+from wakeq.consumer import process
+from wakeq.consumer.channel import Channel
+from wakeq.consumer.hand import Hand, Member
+from wakeq.errors import BusyError
+from wakeq.message import Message
+from wakeq.scripts import Script
+from wakeq.wire import Argument, Connection, Reply, ServerError
+
+LIFETIME_SECONDS = 30.0
+KEEP_SECONDS = LIFETIME_SECONDS / 3
+_BATCH = 500
+# Longer than any claim_after, so that what is handed back can be claimed at once.
+_HANDED_BACK_MS = 2**31 - 1
+
+
+class Keeper:
+    """Holds on to the name and the messages of a consumer, and lets go of them.
+
+    Attributes:
+        on_gone: called with messages that are no longer this consumer's.
+    """
+
+    def __init__(self, member: Member, hand: Hand, claim_after: float) -> None:
+        self.on_gone: Callable[[list[Message]], None]
+        self._touch_seconds = claim_after / 3
+        self._keep_at = monotonic() + KEEP_SECONDS
+        self._touch_at = monotonic() + self._touch_seconds
+        self._member = member
+        self._hand = hand
+        self._process = process.describe_self()
+        self._join = Script("join")
+        self._leave = Script("leave")
+        self._set_idle = Script("set_idle")
+
+    def join(self, connection: Connection) -> None:
+        """Take the name, over a connection with nothing outstanding.
+
+        Raises:
+            BusyError: another process has it.
+        """
+        dead = ""
+        while holder := self._join.call(
+            connection, [self._member.alive], self._join_arguments(dead)
+        ).decode():
+            if not process.is_gone(holder):
+                raise self._busy(holder)
+            dead = holder
+
+    @property
+    def next_at(self) -> float:
+        """When the name or the messages must be kept again."""
+        return min(self._keep_at, self._touch_at)
+
+    def tick(self, now: float, channel: Channel) -> None:
+        """Keep the name and the messages in hand, if it is time, over a flushed channel."""
+        if now >= self._keep_at:
+            self._keep_at = now + KEEP_SECONDS
+            self.keep(channel)
+        if now >= self._touch_at:
+            self._touch_at = now + self._touch_seconds
+            self.keep_messages(channel, self._hand.being_handled())
+
+    def keep(self, channel: Channel) -> None:
+        """Keep the name for another lifetime."""
+
+        def check(reply: Reply) -> None:
+            if isinstance(reply, ServerError):
+                raise reply
+            if reply:
+                raise self._busy(reply.decode())
+
+        channel.run(self._join, [self._member.alive], self._join_arguments(""), check)
+
+    def keep_messages(self, channel: Channel, messages: list[Message]) -> None:
+        """Have messages in hand count as pending since now, for no other consumer to claim."""
+        self._set_idle_of(channel, messages, 0)
+
+    def hand_back(self, channel: Channel, messages: list[Message]) -> None:
+        """Let other consumers claim messages at once that this one will not handle."""
+        self._set_idle_of(channel, messages, _HANDED_BACK_MS)
+        self._hand.drop(messages)
+
+    def leave(self, connection: Connection, handed_back: bool) -> None:
+        """Give the name up, over a connection with nothing outstanding.
+
+        Args:
+            connection: to Redis.
+            handed_back: let others know that there is something to claim.
+        """
+        ring = self._member.consumer if handed_back else ""
+        keys: list[Argument] = [self._member.alive, self._member.sources[1]]
+        self._leave.call(connection, keys, [self._process, ring])
+
+    def _join_arguments(self, dead: str) -> list[Argument]:
+        return [self._process, dead, int(LIFETIME_SECONDS * 1000)]
+
+    def _busy(self, holder: str) -> BusyError:
+        return BusyError(
+            f"consumer {self._member.consumer} of group {self._member.group} runs already,"
+            f" as process {process.pid_of(holder)}: stop it first, or start another instance"
+            f" (NAME:2)"
+        )
+
+    def _set_idle_of(self, channel: Channel, messages: list[Message], idle_ms: int) -> None:
+        for source in (0, 1):
+            some = [message for message in messages if message.source == source]
+            for start in range(0, len(some), _BATCH):
+                self._set_idle_batch(channel, source, some[start : start + _BATCH], idle_ms)
+
+    def _set_idle_batch(
+        self, channel: Channel, source: int, batch: list[Message], idle_ms: int
+    ) -> None:
+        def check(reply: Reply) -> None:
+            if isinstance(reply, ServerError):
+                raise reply
+            gone = set(reply)
+            # What was acknowledged in the meantime is gone too, but no longer in hand.
+            self.on_gone([m for m in batch if m.entry_id in gone and self._hand.holds(m)])
+
+        arguments: list[Argument] = [self._member.group, self._member.consumer, idle_ms]
+        arguments += [message.entry_id for message in batch]
+        channel.run(self._set_idle, [self._member.sources[source]], arguments, check)

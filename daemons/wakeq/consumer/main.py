@@ -1,0 +1,42 @@
+"""wakeq-consumer: the executable."""
+
+import os
+
+from wakeq import service
+from wakeq.config import Consumer as Settings
+from wakeq.consumer import interpreter
+from wakeq.consumer.consumer import Consumer
+from wakeq.consumer.handler import load
+from wakeq.consumer.wakesocket import WakeSocket
+from wakeq.service import Program, Service
+
+PROGRAM = Program(
+    "wakeq-consumer",
+    "Handle the messages of one stream for one group; started by its socket, exits when idle.",
+    Settings,
+    "NAME",
+)
+
+
+def main() -> None:
+    """Run wakeq-consumer NAME."""
+    # First of all, before anything that may fail: a connection that is left in the queue of
+    # the socket would have systemd start us again at once.
+    wake = WakeSocket.adopt()
+    service.run(PROGRAM, lambda process: _handle(process, wake))
+
+
+def _handle(process: Service, wake: WakeSocket) -> int | None:
+    settings = process.config.consumer(process.name)
+    interpreter.switch(settings.python, wake)
+    handler = load(settings, process.name)
+    name = f"{os.uname().nodename}/{process.name}"
+    consumer = Consumer(process, settings, handler, wake, name)
+    code = consumer.run()
+    if consumer.reload_wanted:
+        interpreter.restart(wake)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Processes by a name that outlives them: who held a consumer's name, and does it live?
+
+A process is written `BOOT/NAMESPACE/PID/START`: the boot of the machine, the process-id
+namespace, the process id and its start time. A process id alone is given to another process
+sooner or later; all four together never are.
+"""
+
+import os
+
+
+def describe_self() -> str:
+    """Return this process in the form above."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
+    namespace = os.stat("/proc/self/ns/pid").st_ino
+    return f"{boot}/{namespace}/{os.getpid()}/{_start_time(os.getpid())}"
+
+
+def is_gone(process: str) -> bool:
+    """Tell whether a process on this host is known to have ended.
+
+    One in another process-id namespace, as in a container with the same host name, cannot be
+    seen from here: it is not known to have ended.
+    """
+    boot, namespace, pid, start = (*process.split("/"), "", "", "")[:4]
+    own_boot, own_namespace, _, _ = describe_self().split("/")
+    if boot != own_boot:
+        return True
+    if namespace != own_namespace or not pid.isdigit():
+        return False
+    return _start_time(int(pid)) != start
+
+
+def pid_of(process: str) -> str:
+    """Return the process id, for a person to read."""
+    return (process.split("/") + ["?", "?", "?"])[2]
+
+
+def _start_time(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot; empty if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command's name, in parentheses, may hold anything, so count from its end.
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    # State Z: it has ended, only its parent has not looked yet.
+    return "" if fields[0] == b"Z" else fields[19].decode()

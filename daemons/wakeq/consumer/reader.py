@@ -1,0 +1,149 @@
+"""Reading: which messages to ask Redis for, and how many.
+
+After each connect the consumer's own pending messages come first: those of a process that was
+killed, and those of a reply that was lost. Only then are new ones read.
+"""
+
+from collections.abc import Callable
+
+from wakeq import failpoint
+from wakeq.config import Consumer
+from wakeq.consumer.channel import Channel
+from wakeq.consumer.hand import STREAM, Hand, Member, parse_id
+from wakeq.message import HANDED_BACK, Message
+from wakeq.wire import Reply, ServerError
+
+# Bytes in hand that are enough, however small `prefetch` would let the number of messages be.
+_ENOUGH_BYTES = 8 * 1024 * 1024
+# Work for longer than this in hand is too much: another consumer could have it.
+_ENOUGH_SECONDS = 0.1
+
+
+class Pace:
+    """Decides how many messages to have in hand.
+
+    Few at first, four times as many whenever all were handled before more were asked for, half
+    as many when they last too long; never more than `prefetch` for each lane. So a fast
+    handler gets long runs, and a slow one does not keep messages from other consumers.
+    """
+
+    def __init__(self, settings: Consumer) -> None:
+        self.most = settings.prefetch * settings.concurrency
+        self.least = min(self.most, 2 * settings.concurrency)
+        self.target = self.least
+        self._message_bytes = 0.0
+        self._asked_at = 0.0
+
+    def room(self, unfinished: int) -> int:
+        """Return how many to ask for now; 0: not now."""
+        target = self.target
+        if self._message_bytes:
+            target = max(1, min(target, int(_ENOUGH_BYTES / self._message_bytes)))
+        room = target - unfinished
+        return room if room > 0 and room * 2 >= target else 0
+
+    def asked(self, now: float, unfinished: int, full: bool) -> None:
+        """Learn that more are asked for; `full`: the last time brought all that it could."""
+        if full and unfinished * 4 <= self.target:
+            self.target = min(self.most, self.target * 4)
+        elif unfinished and now - self._asked_at > _ENOUGH_SECONDS:
+            self.target = max(self.least, self.target // 2)
+        self._asked_at = now
+
+    def learn_size(self, messages: int, size: int) -> None:
+        """Learn how many bytes some messages had."""
+        mean = size / messages
+        self._message_bytes = max(mean, 0.75 * self._message_bytes + 0.25 * mean)
+
+
+class Reader:
+    """Asks for messages and makes them of what comes.
+
+    Attributes:
+        waiting: a read is under way.
+        recovering: own pending messages are still being read.
+        last_read: the highest id that was read from the stream.
+        on_messages: called with the messages of each reply, maybe none.
+        on_deleted: called with (source, ids) of pending entries that are no more.
+        on_bell: called with the ids of entries by which a consumer says that it handed back.
+    """
+
+    def __init__(self, member: Member, settings: Consumer, hand: Hand) -> None:
+        self.pace = Pace(settings)
+        self.waiting = False
+        self.recovering = True
+        self.last_read = b""
+        self.on_messages: Callable[[list[Message]], None]
+        self.on_deleted: Callable[[int, list[bytes]], None]
+        self.on_bell: Callable[[list[bytes]], None]
+        self._member = member
+        self._hand = hand
+        self._cursors = [b"0", b"0"]
+        self._full = False
+        self._asked = 0
+        self._bytes_before = 0
+        self._head = ("XREADGROUP", "GROUP", member.group, member.consumer, "COUNT")
+
+    def restart(self) -> None:
+        """Begin with the own pending messages, over a new connection."""
+        self.waiting = False
+        self.recovering = True
+        self._cursors = [b"0", b"0"]
+        self._bytes_before = 0
+
+    def ask(self, channel: Channel, now: float, count: int, block_ms: int) -> None:
+        """Ask for up to `count` messages; wait up to `block_ms` for one, or not at all if 0."""
+        self.pace.asked(now, self._hand.unfinished, self._full)
+        self._asked = count
+        self.waiting = True
+        if self.recovering:
+            where: tuple[str | bytes, ...] = tuple(self._cursors)
+            block_ms = 0
+        else:
+            where = (">", ">")
+        block = ("BLOCK", block_ms) if block_ms else ()
+        command = (*self._head, count, *block, "STREAMS", *self._member.sources, *where)
+        channel.ask(command, lambda reply: self._take(channel, reply), block_ms / 1000)
+
+    def _take(self, channel: Channel, reply: Reply) -> None:
+        self.waiting = False
+        if isinstance(reply, ServerError):
+            raise reply
+        failpoint.hit("after_read")
+        messages: list[Message] = []
+        entries_read = 0
+        for key, entries in reply or ():
+            source = STREAM if key == self._member.sources[STREAM].encode() else 1
+            if entries:
+                entries_read = max(entries_read, len(entries))
+                self._read_entries(source, entries, messages)
+        if self.recovering and not entries_read:
+            self.recovering = False
+        self._full = entries_read >= self._asked
+        if messages:
+            size = channel.connection.bytes_read - self._bytes_before
+            self.pace.learn_size(len(messages), size)
+        self._bytes_before = channel.connection.bytes_read
+        self.on_messages(messages)
+
+    def _read_entries(self, source: int, entries: Reply, messages: list[Message]) -> None:
+        stream = self._member.stream
+        deleted = []
+        bells = []
+        for entry_id, items in entries:
+            if items is None:
+                deleted.append(entry_id)
+            elif source != STREAM and items and items[0] == HANDED_BACK:
+                bells.append(entry_id)
+            else:
+                messages.append(Message(stream, source, entry_id, items))
+        if self.recovering:
+            self._cursors[source] = entries[-1][0]
+        if source == STREAM and (
+            not self.last_read or parse_id(entries[-1][0]) > parse_id(self.last_read)
+        ):
+            self.last_read = entries[-1][0]
+        if deleted:
+            self.on_deleted(source, deleted)
+        if bells:
+            self.on_bell(bells)

@@ -1,0 +1,172 @@
+"""Reporting: what the service manager, the log and whoever asks hear from a consumer."""
+
+import os
+from collections.abc import Callable
+from time import monotonic
+
+from wakeq import journal
+from wakeq.consumer.hand import Member
+from wakeq.consumer.lanes import TimedOut
+from wakeq.errors import Reject, Retry
+from wakeq.message import Message
+from wakeq.service import Service
+
+_TICK_SECONDS = 1.0
+
+
+class Reporter:
+    """Counts, and tells.
+
+    Attributes:
+        handled, failed: messages, since the start.
+        next_at: when there will be something new to tell; infinite if nothing happens.
+        is_ready: READY=1 was said.
+    """
+
+    def __init__(self, service: Service, member: Member) -> None:
+        self.handled = 0
+        self.failed = 0
+        self.next_at = monotonic() + _TICK_SECONDS
+        self.is_ready = False
+        self.in_hand: Callable[[], int] = lambda: 0
+        self.state: Callable[[], str] = lambda: "starting"
+        self._service = service
+        self._notifier = service.notifier
+        self._member = member
+        self._log = service.log
+        self._started = self._told_at = self._fed_at = monotonic()
+        self._handled_then = 0
+        self._rate = 0.0
+        self._told = ""
+        self._is_down = False
+        self._names = {"stream": member.stream, "group": member.group}
+
+    def tick(self, now: float) -> None:
+        """Feed the watchdog, and bring the status up to date once a second."""
+        if self._notifier.watchdog_seconds and (
+            now - self._fed_at > self._notifier.watchdog_seconds / 4
+        ):
+            self._fed_at = now
+            self._notifier.alive()
+        state = self.state()
+        if now < self.next_at:
+            if state != self._told:
+                self.next_at = min(self.next_at, self._told_at + _TICK_SECONDS)
+            return
+        self._rate = (self.handled - self._handled_then) / max(0.001, now - self._told_at)
+        self._handled_then, self._told_at, self._told = self.handled, now, state
+        if self.is_ready and not self._is_down:
+            self._notifier.status(self._words(state))
+        # By now the first messages are being handled: logging may take its time to load.
+        journal.open_log()
+        self.next_at = float("inf") if state == "idle" and not self._rate else now + _TICK_SECONDS
+
+    def figures(self) -> dict[str, object]:
+        """Return what the wake socket answers to `status`."""
+        return {
+            "name": self._service.name,
+            "state": self.state(),
+            "in_hand": self.in_hand(),
+            "handled": self.handled,
+            "failed": self.failed,
+            "rate": round(self._rate, 1),
+            "seconds": round(monotonic() - self._started, 3),
+            "pid": os.getpid(),
+        }
+
+    def ready(self) -> None:
+        """Say that messages are being handled."""
+        if self.is_ready:
+            return
+        self.is_ready = True
+        self._notifier.status(self._words("starting"))
+        self._notifier.ready()
+        self._log.debug(
+            "consumer started", event_id=journal.CONSUMER_STARTED,
+            consumer=self._member.consumer, **self._names,
+        )  # fmt: skip
+
+    def waiting_for_redis(self, error: Exception, tries: int) -> None:
+        """Say that Redis does not answer yet."""
+        self._notifier.status(f"waiting for Redis, try {tries + 1}: {error}")
+        if tries == 0:
+            self._log.warning("waiting for Redis", error=error)
+            journal.open_log()
+
+    def lost(self, error: Exception) -> None:
+        """Say once that Redis is gone."""
+        self._notifier.status(f"waiting for Redis: {error}")
+        if not self._is_down:
+            self._is_down = True
+            self._log.warning("lost Redis", event_id=journal.REDIS_LOST, error=error)
+
+    def back(self) -> None:
+        """Say once that Redis is back."""
+        if self._is_down:
+            self._is_down = False
+            self.next_at = monotonic()
+            self._log.info("found Redis again", event_id=journal.REDIS_BACK)
+
+    def group_made_again(self, position: str) -> None:
+        """Say that the group was gone."""
+        self._log.warning(
+            "made the group again, which had been deleted", position=position,
+            event_id=journal.GROUP_MADE_AGAIN, **self._names,
+        )  # fmt: skip
+
+    def message_failed(self, message: Message, error: BaseException) -> None:
+        """Say that a message failed, and why."""
+        self.failed += 1
+        expected = isinstance(error, Retry | Reject | TimedOut)
+        text = str(error) or ("took too long" if isinstance(error, TimedOut) else "")
+        self._log.warning(
+            "message failed", event_id=journal.MESSAGE_FAILED, message_id=message.id,
+            attempt=message.attempt, error=f"{type(error).__name__}: {text}".rstrip(": "),
+            detail=None if expected else journal.describe(error), **self._names,
+        )  # fmt: skip
+
+    def claimed(self, count: int) -> None:
+        """Say that messages of a consumer that is gone were taken over."""
+        self._log.info(
+            "claimed messages of a consumer that is gone", count=count,
+            event_id=journal.MESSAGES_CLAIMED, **self._names,
+        )  # fmt: skip
+
+    def gone(self, count: int) -> None:
+        """Say that messages in hand are somebody else's now."""
+        self._log.warning("lost messages to another consumer", count=count, **self._names)
+
+    def stuck(self, messages: list[Message]) -> None:
+        """Say that a handler cannot be ended."""
+        self._log.error(
+            "left, because a handler does not end and cannot be ended",
+            message_id=messages[0].id, **self._names,
+        )  # fmt: skip
+
+    def reload_refused(self, error: Exception) -> None:
+        """Say that the new configuration is wrong and the old one stays."""
+        self._log.error("kept the old configuration", error=error)
+
+    def stopping(self, words: str = "") -> None:
+        """Say that the process is going to end."""
+        self._notifier.stopping()
+        if words:
+            self._notifier.status(words)
+
+    def ended(self, how: str, handed_back: int) -> None:
+        """Sum the activation up."""
+        fields: dict[str, object] = {"handled": self.handled}
+        if self.failed:
+            fields["failed"] = self.failed
+        if handed_back:
+            fields["handed_back"] = handed_back
+        seconds = monotonic() - self._started
+        self._log.info(
+            f"consumer {how}", event_id=journal.CONSUMER_SLEPT, **fields,
+            seconds=round(seconds, 3), **self._names,
+        )  # fmt: skip
+
+    def _words(self, state: str) -> str:
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        rate = f", {self._rate:,.0f}/s" if self._rate else ""
+        return f"{state}: {self.in_hand():,} in hand, {self.handled:,} handled{failed}{rate}"

@@ -1,0 +1,93 @@
+"""The wake socket: who connects to it has this consumer started, and learns when it sleeps.
+
+A connection is a lease: it is kept open for as long as the consumer lives, and its end tells
+the other side that the consumer sleeps again. The line `status` on it is answered with one
+line of JSON. Connections are accepted before anything that may fail, because one that is left
+in the queue of the socket would have systemd start the consumer again at once.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+
+from wakeq import systemd
+
+_NAME = "wake"
+_INHERITED = "WAKEQ_WAKE_FDS"
+_LONGEST_REQUEST = 256
+# More than anybody needs; a leak elsewhere must not take all our file descriptors.
+_MOST_LEASES = 256
+
+
+class WakeSocket:
+    """The listening sockets this process was started with, and the connections to them.
+
+    Attributes:
+        listeners: the sockets; empty in a terminal.
+        leases: the connections, with what was read of a request.
+    """
+
+    def __init__(self) -> None:
+        self.listeners: list[socket.socket] = []
+        self.leases: dict[socket.socket, bytes] = {}
+
+    @classmethod
+    def adopt(cls) -> "WakeSocket":
+        """Take the sockets that systemd passed, and accept what waits on them."""
+        wake = cls()
+        named = systemd.listening_sockets()
+        # A socket that is passed without FileDescriptorName=, as by systemd-socket-activate
+        wake.listeners = [s for name, some in named.items() for s in some if name != "monitor"]
+        for fd in filter(None, os.environ.pop(_INHERITED, "").split(",")):
+            lease = socket.socket(fileno=int(fd))
+            lease.setblocking(False)
+            wake.leases[lease] = b""
+        for listener in wake.listeners:
+            listener.setblocking(False)
+            wake.accept(listener)
+        return wake
+
+    def accept(self, listener: socket.socket) -> list[socket.socket]:
+        """Accept all connections that wait; return the new leases."""
+        new = []
+        while True:
+            try:
+                lease, _ = listener.accept()
+            except OSError:
+                return new  # none waits, or it went away while it waited
+            if len(self.leases) >= _MOST_LEASES:
+                lease.close()
+                continue
+            lease.setblocking(False)
+            self.leases[lease] = b""
+            new.append(lease)
+
+    def ended(self, lease: socket.socket, status: Callable[[], object]) -> bool:
+        """Answer what came over a lease; return True if it has ended and is to be dropped."""
+        try:
+            chunk = lease.recv(_LONGEST_REQUEST)
+            *lines, rest = (self.leases[lease] + chunk).split(b"\n")
+            for line in lines:
+                if line.strip() == b"status":
+                    import json  # only who asks pays for it
+
+                    lease.send(json.dumps(status()).encode() + b"\n")
+        except BlockingIOError:
+            # Nothing to read after all; or the other side does not read its answers, which
+            # are then left out.
+            return False
+        except OSError:
+            return True
+        self.leases[lease] = rest
+        return not chunk or len(rest) > _LONGEST_REQUEST
+
+    def drop(self, lease: socket.socket) -> None:
+        """Close a lease."""
+        del self.leases[lease]
+        lease.close()
+
+    def pass_on(self) -> None:
+        """Let all sockets survive the execution of another program by this process."""
+        for sock in (*self.listeners, *self.leases):
+            sock.set_inheritable(True)
+        os.environ[_INHERITED] = ",".join(str(lease.fileno()) for lease in self.leases)
