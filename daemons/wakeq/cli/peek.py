@@ -78,7 +78,7 @@ def _last_delivered(session: Session, stream: str, group: str) -> str:
     groups = {}
     # Of a stream that is not there, XINFO says "no such key".
     if session.call(stream, "EXISTS", stream):
-        found = session.call(stream, "XINFO", "GROUPS", stream)
+        found = session.call(stream, "XINFO GROUPS", stream)
         groups = {_text(entry["name"]): _text(entry["last-delivered-id"]) for entry in found}
     if group not in groups:
         known = f"it has {', '.join(sorted(groups))}" if groups else "it has none"

@@ -61,7 +61,7 @@ class Survey:
 
     def _stream(self, stream: str, expected: dict[str, list[str]]) -> Report:
         commands = [
-            ("TYPE", stream), ("XLEN", stream), ("XINFO", "GROUPS", stream),
+            ("TYPE", stream), ("XLEN", stream), ("XINFO GROUPS", stream),
             ("XRANGE", stream, "-", "+", "COUNT", 1), ("TIME",),
         ]  # fmt: skip
         kind, length, found, first, time = self._session.call_many(stream, commands, raises=False)
@@ -165,7 +165,7 @@ class Survey:
     ) -> list[Report]:
         pending = dict.fromkeys(expected, 0)
         if found is not None:
-            consumers = self._session.call(stream, "XINFO", "CONSUMERS", stream, found["name"])
+            consumers = self._session.call(stream, "XINFO CONSUMERS", stream, found["name"])
             pending |= {_text(consumer["name"]): consumer["pending"] for consumer in consumers}
         names = sorted(pending)
         if not names:
