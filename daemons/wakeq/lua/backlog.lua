@@ -1,0 +1,162 @@
+-- backlog: tell what there is to do for each of several groups.
+--
+-- KEYS[1]  S                   STREAM  the user's messages
+-- KEYS[2]  wakeq:{S}:retry:G   STREAM  messages for the group alone
+-- KEYS[3]  wakeq:{S}:alive:G:  STRING  with a consumer's name behind it: that consumer lives
+-- ARGV[1]  group
+-- ARGV[2]  start        where a missing group begins: '0', '$', or '' if none may be missing
+-- ARGV[3]  claim_after  ms that messages of a consumer that is gone are left alone, 0..
+-- ARGV[4]  count        of the caller's own consumers of the group, 0.., followed by their names
+-- and so on for each further group; at most 100, on Redis Cluster all in one slot.
+--
+-- Returns for each group an array:
+--   1  error      what Redis says against the look, or ''; then nothing follows
+--   2  delivered  id up to which S was delivered, '' if a group that begins at '$' is missing
+--   3  retried    the same for the retry stream
+--   4  unread     1 if there is an entry after one of these ids, else 0
+--   5  lag        how many there are: a gauge, estimated where Redis does not know
+--   6  pending    how many entries are pending, whoever has them
+--   7  others     how many consumers live that are not the caller's own
+--   8  claimable  ms until entries of a consumer that is gone, not one of the caller's own, may
+--                 be claimed; 0 now, -1 if there are none
+--   9.. for each of the caller's own consumers: how many entries it has pending, and 1 if its
+--                 alive key is there, else 0
+--
+-- Whether there is work is asked by XRANGE: the lag of XINFO GROUPS is unknown or wrong after
+-- deletions. The alive keys are computed here, because the names of the consumers come from
+-- XINFO CONSUMERS: passing the keys would need a second call for each look. They are in the
+-- slot of the prefix that is passed.
+--
+-- Atomic because what is watched next begins at the ids that are returned: between the ids
+-- and the answer nothing may be added. Changes nothing.
+local function fields(list)
+  local map = {}
+  for i = 1, #list, 2 do
+    map[list[i]] = list[i + 1]
+  end
+  return map
+end
+
+-- The groups of each key, by name: several groups of one stream are asked for once.
+local seen = {}
+
+local function groups_of(key)
+  if not seen[key] then
+    local list = redis.pcall('XINFO', 'GROUPS', key)
+    if list.err then
+      if not string.find(list.err, 'no such key', 1, true) then
+        return nil, list.err
+      end
+      list = {}
+    end
+    local groups = {}
+    for _, each in ipairs(list) do
+      local group = fields(each)
+      groups[group.name] = group
+    end
+    seen[key] = groups
+  end
+  return seen[key]
+end
+
+local function milliseconds(id)
+  return tonumber(string.match(id, '^%d+'))
+end
+
+-- How much of the stream lies after an id, by the times in the ids.
+local function estimate(key, id)
+  local stream = fields(redis.call('XINFO', 'STREAM', key))
+  local first = milliseconds(stream['first-entry'][1])
+  local last = milliseconds(stream['last-generated-id'])
+  if milliseconds(id) <= first or last == first then
+    return stream.length
+  end
+  return math.ceil(stream.length * (last - milliseconds(id)) / (last - first))
+end
+
+-- Look at one stream for its part of a group; adds to `look`.
+local function examine(key, group, start, look)
+  local groups, err = groups_of(key)
+  if err then
+    return err
+  end
+  local known = groups[group]
+  if not known and start == '' then
+    return 'NOGROUP ' .. group
+  elseif not known and start == '$' then
+    return nil, ''
+  end
+  local delivered = known and known['last-delivered-id'] or '0-0'
+  if #redis.call('XRANGE', key, '(' .. delivered, '+', 'COUNT', 1) > 0 then
+    look.unread = 1
+    look.lag = look.lag + (known and known.lag or estimate(key, delivered))
+  end
+  if known then
+    look.pending = look.pending + known.pending
+    for _, each in ipairs(redis.call('XINFO', 'CONSUMERS', key, group)) do
+      local consumer = fields(each)
+      local entry = look.of[consumer.name] or {pending = 0}
+      entry.pending = entry.pending + consumer.pending
+      if consumer.pending > 0 then
+        entry[#entry + 1] = key
+      end
+      look.of[consumer.name] = entry
+    end
+  end
+  return nil, delivered
+end
+
+-- Milliseconds until one of a consumer's entries may be claimed.
+local function claimable_in(keys, group, consumer, claim_after)
+  local wait = claim_after + 1
+  for _, key in ipairs(keys) do
+    if #redis.call('XPENDING', key, group, 'IDLE', claim_after, '-', '+', 1, consumer) > 0 then
+      return 0
+    end
+    for _, entry in ipairs(redis.call('XPENDING', key, group, '-', '+', 10, consumer)) do
+      wait = math.min(wait, claim_after - entry[3] + 1)
+    end
+  end
+  return math.max(wait, 1)
+end
+
+local function look_at(stream, retry, alive, group, start, claim_after, own)
+  local look = {unread = 0, lag = 0, pending = 0, of = {}}
+  local err, delivered = examine(stream, group, start, look)
+  if err then
+    return {err}
+  end
+  -- Made by the first consumer, so it may be missing at any time.
+  local retry_err, retried = examine(retry, group, '0', look)
+  if retry_err then
+    return {retry_err}
+  end
+  local answer = {'', delivered, retried, look.unread, look.lag, look.pending, 0, -1}
+  for _, name in ipairs(own) do
+    answer[#answer + 1] = look.of[name] and look.of[name].pending or 0
+    answer[#answer + 1] = redis.call('EXISTS', alive .. name)
+    look.of[name] = nil
+  end
+  for name, entry in pairs(look.of) do
+    if redis.call('EXISTS', alive .. name) == 1 then
+      answer[7] = answer[7] + 1
+    elseif #entry > 0 then
+      local wait = claimable_in(entry, group, name, claim_after)
+      answer[8] = answer[8] < 0 and wait or math.min(answer[8], wait)
+    end
+  end
+  return answer
+end
+
+local answers = {}
+local at = 1
+for i = 1, #KEYS, 3 do
+  local own = {}
+  for j = 1, tonumber(ARGV[at + 3]) do
+    own[j] = ARGV[at + 3 + j]
+  end
+  answers[#answers + 1] = look_at(
+    KEYS[i], KEYS[i + 1], KEYS[i + 2], ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), own)
+  at = at + 4 + #own
+end
+return answers

@@ -1,0 +1,1 @@
+"""wakeq-wakeup: wakes the consumers of this host that have work."""
