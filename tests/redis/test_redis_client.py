@@ -86,17 +86,18 @@ class Mute:
         while True:
             connection, _ = self._listener.accept()
             with connection:
-                greeted = b""
-                # CLIENT SETNAME, which may come in pieces, is answered, and nothing else.
-                while not greeted.endswith(b"wakeq-test\r\n"):
-                    chunk = connection.recv(65536)
-                    if not chunk:
-                        return
-                    greeted += chunk
-                self.connections += 1
-                connection.sendall(b"+OK\r\n")
+                received = b""
                 while chunk := connection.recv(65536):
-                    self.asked += chunk
+                    received += chunk
+                    # CLIENT SETNAME is answered, and nothing else. It may come in pieces, and
+                    # redis-py sends it twice over a unix socket with asyncio.
+                    if received.endswith(b"wakeq-test\r\n"):
+                        connection.sendall(b"+OK\r\n")
+                        received = b""
+            if not received:
+                return
+            self.connections += 1
+            self.asked += received
 
     def close(self) -> None:
         with socket.socket(socket.AF_UNIX) as last:
