@@ -121,6 +121,8 @@ def _unquote(text: str) -> str:
         return text
     head, *parts = text.encode().split(b"%")
     try:
+        if any(len(p) < 2 for p in parts):
+            raise ValueError
         return (head + b"".join(bytes.fromhex(p[:2].decode()) + p[2:] for p in parts)).decode()
     except ValueError:
         raise ConfigError("redis_url has a % that is not followed by two hex digits") from None

@@ -117,10 +117,15 @@ def parse_duration(text: str) -> float:
 def format_duration(seconds: float) -> str:
     """Return a time span in the form that `parse_duration` reads."""
     if seconds and seconds < 1:
-        return f"{seconds * 1000:g}ms"
+        return f"{_plain(seconds * 1000)}ms"
     if seconds >= 60 and seconds % 60 == 0:
-        return f"{seconds / 60:g}min"
-    return f"{seconds:g}s"
+        return f"{_plain(seconds / 60)}min"
+    return f"{_plain(seconds)}s"
+
+
+def _plain(number: float) -> str:
+    """Return a number without an exponent, which `parse_duration` does not read."""
+    return str(number) if isinstance(number, int) else f"{number:.6f}".rstrip("0").rstrip(".")
 
 
 def text(help_line: str, default: object, describe: str = "text") -> str:
@@ -191,7 +196,7 @@ def duration(help_line: str, default: float, *, low: float = 0.0, off: bool = Fa
         if isinstance(value, str):
             seconds = parse_duration(value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            seconds = parse_duration(f"{value:f}") if value >= 0 else -1.0
+            seconds = parse_duration(_plain(value)) if value >= 0 else -1.0
         else:
             raise Wrong(f"must be a time span such as 500ms, 30s or 5min, not {value!r}")
         if seconds < low and not (off and seconds == 0):
