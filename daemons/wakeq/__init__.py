@@ -5,11 +5,14 @@ is `Publisher` and `AsyncPublisher`. Everything is loaded when it is first used,
 consumer imports this package each time it is woken.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from wakeq.consumer.handler import batch as batch
     from wakeq.errors import Reject as Reject
     from wakeq.errors import Retry as Retry

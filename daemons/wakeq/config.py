@@ -5,11 +5,12 @@ own file, the environment (`WAKEQ_*`), the options. Each error names the place t
 what is wrong there and what is right.
 """
 
-import os
-import tomllib
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+
+from wakeq import toml
 from wakeq.errors import ConfigError, UsageError
 from wakeq.settings import (
     Section,
@@ -23,6 +24,11 @@ from wakeq.settings import (
     nearest,
     text,
 )
+
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from typing import Any
+
 
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
@@ -84,8 +90,6 @@ class Wakeup(Section):
     discover = flag("also wake groups whose name is the path of a socket")
 
 
-SectionT = TypeVar("SectionT", bound=Section)
-
 # Tables of wakeq.toml, by name; the top level is Common.
 TABLES: dict[str, type[Section]] = {"consumer": Consumer, "wakeup": Wakeup}
 
@@ -111,15 +115,15 @@ def read_file(path: str, optional: bool = False) -> dict[str, Any]:
         ConfigError: it cannot be read, or is no TOML.
     """
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        with open(path, encoding="utf-8", newline="") as file:
+            return toml.loads(file.read())
     except FileNotFoundError:
         if optional:
             return {}
         raise ConfigError(f"{path}: there is no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
 
 

@@ -12,10 +12,16 @@ wait in memory until `open_log` is called; the runner calls it before the proces
 it ends.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import time
-from typing import Any
+
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from typing import Any
+
 
 _LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 _WAITING_MOST = 1000
@@ -32,7 +38,7 @@ MESSAGES_HANDED_BACK = "cb64d91c4e9c4f73b932ccf9a4736132"
 CONSUMER_BACKED_OFF = "96221ba0583c422daea3088fef92c86f"
 CONSUMER_RECOVERED = "fb29285ff9b842dc805fe7e9e277e148"
 
-Fields = dict[str, Any]
+Fields = dict[str, object]
 
 _waiting: list[tuple[float, int, str, str, Fields]] = []
 _sink: Any = None

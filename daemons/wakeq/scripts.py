@@ -5,11 +5,17 @@ and whole again when the server no longer has it (NOSCRIPT: it was restarted, or
 server is the master now).
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from wakeq.wire import Argument, Command, Connection, ServerError
+
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from typing import Any
+
 
 _DIRECTORY = os.path.join(os.path.dirname(__file__), "lua")
 

@@ -5,17 +5,23 @@ calls the daemon, and turns whatever it raises into one clear line and an exit c
 arguments, notifications and exit codes are dealt with here and in `systemd` only.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn
 
 from wakeq import journal
 from wakeq.config import Common, Config, Place
 from wakeq.errors import EX_SOFTWARE, UsageError, WakeqError
 from wakeq.settings import Section, Setting, format_duration, nearest
 from wakeq.systemd import Notifier
+
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 
 RUN, DRAIN, NOW = 0, 1, 2
 

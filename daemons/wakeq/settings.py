@@ -11,8 +11,18 @@ and man pages all come from it. What is wrong with a value is raised as `Wrong`,
 caller completes with where the value stood.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, cast
+else:
+
+    def cast(_kind, value):
+        return value
+
 
 _SECONDS = {
     **dict.fromkeys(("us", "usec", "µs"), 1e-6),

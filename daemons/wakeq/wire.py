@@ -10,20 +10,28 @@ It does not retry and does not reconnect: after `Lost` the owner of the connecti
 what may have happened to its requests. It speaks RESP2.
 """
 
+from __future__ import annotations
+
 import select
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import hiredis
 
 from wakeq.errors import ConfigError, RefusedError, UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
 
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from typing import Any
+
+    Reply = Any
+else:
+    Reply = object
+
 Argument = bytes | str | int
 Command = Sequence[Argument]
-Reply = Any
 
 _CONNECT_SECONDS = 5.0
 # A request that the server takes longer to accept than this will not be answered either.

@@ -162,12 +162,7 @@ class Consumer:
     # -- the loop ------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Wait for something to happen, and do what follows from it."""
-        wait = max(0.0, self._next_deadline() - monotonic())
-        for key, _ in self.selector.select(wait):
-            # A callback before this one may have given its connection up.
-            if key.fd in self.selector.get_map():
-                key.data()
+        """Do what there is to do, and wait for something to happen."""
         now = monotonic()
         slept, self._turned_at = now - self._turned_at, now
         self._collect()
@@ -179,11 +174,20 @@ class Consumer:
             self._acknowledge_and_read(now)
             self._sleep_if_idle(now)
         elif now >= self._reconnect_at:
-            self._reconnect(now)
+            self._reconnect()
         self.limiter.tick(now)
         if self.drainer.draining:
             self._drain(now)
         self.report.tick(now)
+        if not self._ended:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Wait until something can be received or is due."""
+        for key, _ in self.selector.select(max(0.0, self._next_deadline() - monotonic())):
+            # A callback before this one may have given its connection up.
+            if key.fd in self.selector.get_map():
+                key.data()
 
     def _next_deadline(self) -> float:
         deadline = min(
@@ -423,7 +427,7 @@ class Consumer:
         self.claimer.restart()
         self._flush_at = NEVER
 
-    def _reconnect(self, now: float) -> None:
+    def _reconnect(self) -> None:
         try:
             self._connect()
         except UnavailableError as error:

@@ -1,19 +1,24 @@
 """Handlers: finding what a consumer's file names, and telling what kind of callable it is."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, TypeVar
 
 from wakeq.config import Consumer
 from wakeq.errors import ConfigError
 
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    CallableT = TypeVar("CallableT", bound=Callable[..., object])
+
 _BATCH = "__wakeq_batch__"
 # Flags of a code object (inspect.CO_COROUTINE and so on; inspect is slow to import).
 _COROUTINE, _GENERATOR, _ASYNC_GENERATOR = 0x80, 0x20, 0x200
-
-CallableT = TypeVar("CallableT", bound=Callable[..., object])
 
 
 def batch(most: int) -> Callable[[CallableT], CallableT]:

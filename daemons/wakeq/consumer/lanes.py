@@ -10,18 +10,23 @@ may leave finished messages unannounced when the next handler is slow; whoever i
 again 3 ms later, and since a lane is silent only within 2 ms of a ring, that look finds all.
 """
 
+from __future__ import annotations
+
 import os
 import threading
 from collections import deque
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any
-from zlib import crc32
 
 from wakeq import failpoint
 from wakeq.consumer.handler import Handler
 from wakeq.message import Message, Publish
+
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from typing import Any
+
 
 QUIET_SECONDS = 0.002
 LOOK_AGAIN_SECONDS = 0.003
@@ -84,6 +89,8 @@ class Lanes:
             for message in messages:
                 put(message)
             return
+        from zlib import crc32  # only keyed lanes pay for it
+
         for message in messages:
             key = message.key
             if key:
