@@ -8,6 +8,8 @@ through sdnotify, which is as small.
 import os
 import socket
 
+from wakeq.errors import ConfigError
+
 _FIRST_FD = 3
 
 
@@ -95,7 +97,11 @@ def listening_sockets() -> dict[str, list[socket.socket]]:
 
 
 def credential(name: str) -> str:
-    """Return a credential of this service (LoadCredential=), or nothing if it has none."""
+    """Return a credential of this service (LoadCredential=), or nothing if it has none.
+
+    Raises:
+        ConfigError: it cannot be read, or is no text.
+    """
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         return ""
@@ -104,3 +110,6 @@ def credential(name: str) -> str:
             return file.read().rstrip("\n")
     except FileNotFoundError:
         return ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8"
+        raise ConfigError(f"credential {name}: {reason}") from None
