@@ -212,7 +212,7 @@ def usage(program: Program) -> str:
 
 def shown_default(setting: Setting) -> str:
     """Return ` (default: X)` for a setting's help line, or nothing if there is none to show."""
-    if setting.default in ("", [], False):
+    if setting.default is False or setting.default in ("", []):
         return ""
     default = setting.default
     text = format_duration(default) if isinstance(default, float) else str(default)
