@@ -55,3 +55,18 @@ class Retry(Exception):
 
 class Reject(Exception):
     """Raised by a handler: this message can never be handled, do not deliver it again."""
+
+
+class HandlerFailure(Exception):
+    """A handler failed in a way that the text says all about."""
+
+
+class TimedOut(HandlerFailure):
+    """The handler took longer than `timeout` allows."""
+
+    def __init__(self) -> None:
+        super().__init__("took longer than timeout allows")
+
+
+class ProgramFailed(HandlerFailure):
+    """The program ended with an exit code other than 0, or by a signal."""

@@ -94,6 +94,12 @@ def open_log() -> None:
     _waiting.clear()
 
 
+def write_waiting() -> None:
+    """Write what has been waiting, if anything, before this process becomes another one."""
+    if _waiting:
+        open_log()
+
+
 def describe(error: BaseException) -> str:
     """Return the traceback of an error of the user's code, without the frames of wakeq."""
     import traceback  # only an error pays for it

@@ -155,7 +155,7 @@ def choice(help_line: str, default: str, *choices: str) -> str:
     def read(value: object) -> str:
         if value not in choices:
             raise Wrong(f"must be {' or '.join(map(repr, choices))}, not {value!r}")
-        return cast(str, value)
+        return value
 
     return cast(str, Setting(help_line, default, read, " | ".join(choices)))
 

@@ -33,8 +33,8 @@ def _loads_simple(text: str) -> dict[str, Any] | None:
     """Return what a simple document says, or None if it may not be simple."""
     document: dict[str, Any] = {}
     table = document
-    for line in text.split("\n"):
-        line = line.strip(" \t")
+    for raw in text.split("\n"):
+        line = raw.strip(" \t")
         if not line:
             continue
         if not line.isprintable():

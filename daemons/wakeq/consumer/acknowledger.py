@@ -12,6 +12,7 @@ from wakeq.wire import TRANSIENT, Argument, Reply, ServerError
 
 _BATCH = 1000
 
+
 class Acknowledger:
     """Keeps what was handled until Redis has confirmed the acknowledgement.
 
@@ -138,7 +139,12 @@ class Acknowledger:
         count, self._failures = self._failures, 0
         number = self._note(lambda: self._uncount(count))
         command = ("HINCRBY", self._member.stats, "failed", count)
-        channel.ask(command, lambda _reply: self._in_flight.pop(number))
+        channel.ask(command, partial(self._confirm_failures, number))
+
+    def _confirm_failures(self, number: int, reply: Reply) -> None:
+        if isinstance(reply, ServerError) and reply.code in TRANSIENT:
+            raise reply
+        del self._in_flight[number]
 
     def _uncount(self, count: int) -> None:
         self._failures += count

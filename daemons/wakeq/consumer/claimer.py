@@ -1,6 +1,7 @@
 """Claiming: taking over messages of consumers that are gone."""
 
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 
 from wakeq.config import Consumer
@@ -57,7 +58,7 @@ class Claimer:
             self._open += 1
             channel.ask(
                 ("XINFO", "CONSUMERS", key, self._member.group),
-                lambda reply, source=source: self._choose(channel, source, room, reply),
+                partial(self._choose, channel, source, room),
             )
 
     def _choose(self, channel: Channel, source: int, room: int, reply: Reply) -> None:
@@ -78,9 +79,7 @@ class Claimer:
         keys: list[Argument] = [member.sources[source], *map(member.alive_of, others)]
         arguments: list[Argument] = [member.group, member.consumer, self._idle_ms, most]
         arguments += [_FORGET_MS, *others]
-        channel.run(
-            self._claim, keys, arguments, lambda reply: self._take(source, most, reply)
-        )
+        channel.run(self._claim, keys, arguments, lambda reply: self._take(source, most, reply))
         channel.flush()
 
     def _take(self, source: int, most: int, reply: Reply) -> None:

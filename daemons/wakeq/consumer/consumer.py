@@ -13,12 +13,9 @@ and not confirmed is sent again, pending messages that are not in hand are read 
 """
 
 import selectors
-import socket
-from collections.abc import Callable
 from time import monotonic
 
 from wakeq import failpoint
-from wakeq.backoff import Backoff
 from wakeq.config import Consumer as Settings
 from wakeq.consumer.acknowledger import Acknowledger
 from wakeq.consumer.claimer import Claimer
@@ -34,13 +31,12 @@ from wakeq.consumer.reporter import Reporter
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.errors import EX_TEMPFAIL, ConfigError, UnavailableError
 from wakeq.message import Message, Publish
-from wakeq.service import DRAIN, NOW, RUN, Service
-from wakeq.wire import TRANSIENT, ServerError, explain
+from wakeq.service import DRAIN, NOW, Service
+from wakeq.wire import ServerError
 
 NEVER = float("inf")
 # A read blocks no longer, so that a dead connection is noticed and the watchdog fed.
 _BLOCK_SECONDS = 5.0
-_GROUP_GONE = ("NOGROUP", "UNBLOCKED")
 
 
 class Consumer:
@@ -72,14 +68,14 @@ class Consumer:
         self.drainer = Drainer(self.hand, self.lanes, self.keeper, settings.drain_timeout)
         self.report = Reporter(service, self.member)
         self.selector = selectors.DefaultSelector()
-        self.link = Link(service.common.redis_url, self.member, settings.start, self.keeper,
-                         self.selector)  # fmt: skip
-        self._backoff = Backoff()
+        self.link = Link(
+            service, self.member, settings.start, self.keeper, self.selector, self.report
+        )
         self._disowned: set[Message] = set()
         self._exits_idle = bool(wake.listeners) or "idle_timeout" in service.options
         self._turned_at = monotonic()
         self._idle_at = self._turned_at + settings.idle_timeout if self._exits_idle else NEVER
-        self._flush_at = self._reconnect_at = NEVER
+        self._flush_at = NEVER
         self._last_look = False
         self._end_as = "stopped"
         self._exit_code: int | None = None
@@ -95,17 +91,17 @@ class Consumer:
             WakeqError: Redis does not answer in time, refuses, or holds something else.
         """
         self._put_together()
-        if self._connect_at_start():
-            self.lanes.start()
-        else:
-            self._ended = True
+        if not self.link.connect_at_start():
+            return None
+        self.lanes.start()
         while not self._ended:
             try:
                 self._turn()
             except UnavailableError as error:
-                self._on_lost(error, self._backoff.next())
+                self.link.lose(error)
             except ServerError as error:
-                self._on_server_error(error)
+                self.link.refuse(error)
+        self.lanes.close()
         return self._exit_code
 
     def _put_together(self) -> None:
@@ -119,45 +115,13 @@ class Consumer:
         self.limiter.on_stuck = self._on_stuck
         self.report.in_hand = lambda: self.hand.unfinished
         self.report.state = self._state
-        self._watch(self.lanes.bell, self.lanes.hear)
-        self._watch(self.service.signal_fd, self.service.clear_signal)
-        for listener in self.wake.listeners:
-            self._watch(listener, lambda listener=listener: self._on_wake(listener))  # type: ignore[misc]
-        for lease in self.wake.leases:
-            self._watch_lease(lease)
-
-    def _watch(self, file: int | socket.socket, call: Callable[[], None]) -> None:
-        self.selector.register(file, selectors.EVENT_READ, call)
-
-    def _watch_lease(self, lease: socket.socket) -> None:
-        self._watch(lease, lambda: self._on_lease(lease))
-
-    def _connect_at_start(self) -> bool:
-        """Connect, patiently; return False if the service was stopped meanwhile."""
-        give_up_at = monotonic() + self.service.common.start_timeout
-        while self.service.stop == RUN:
-            try:
-                self._connect()
-                return True
-            except UnavailableError as error:
-                if monotonic() >= give_up_at:
-                    raise
-                self.report.waiting_for_redis(error, self._backoff.tries)
-            self.service.pause(self._backoff.next())
-        return False
-
-    def _connect(self) -> None:
-        position = self._position()
-        made = self.link.connect(position)
-        if made and position:
-            self.report.group_made_again(made)
-        self.reader.restart()
-        self._reconnect_at = NEVER
-
-    def _position(self) -> bytes:
-        """Return up to where the stream was handled, empty if not known."""
-        last_read = self.reader.last_read
-        return self.hand.position(last_read) if last_read else b""
+        self.link.position = self._position
+        self.link.on_up = self.reader.restart
+        self.link.on_down = self._on_down
+        self.wake.watch(self.selector, self.report.figures)
+        read = selectors.EVENT_READ
+        self.selector.register(self.lanes.bell, read, self.lanes.hear)
+        self.selector.register(self.service.signal_fd, read, self.service.clear_signal)
 
     # -- the loop ------------------------------------------------------------------------
 
@@ -173,8 +137,8 @@ class Consumer:
             self._keep(now)
             self._acknowledge_and_read(now)
             self._sleep_if_idle(now)
-        elif now >= self._reconnect_at:
-            self._reconnect()
+        elif now >= self.link.reconnect_at:
+            self.link.reconnect()
         self.limiter.tick(now)
         if self.drainer.draining:
             self._drain(now)
@@ -195,7 +159,7 @@ class Consumer:
             self.report.next_at,
         )  # fmt: skip
         if not self.link.is_up:
-            return min(deadline, self._reconnect_at)
+            return min(deadline, self.link.reconnect_at)
         return min(deadline, self._flush_at, self.keeper.next_at, self.claimer.next_at)
 
     def _collect(self) -> None:
@@ -355,15 +319,6 @@ class Consumer:
 
     # -- what comes in between -----------------------------------------------------------
 
-    def _on_wake(self, listener: socket.socket) -> None:
-        for lease in self.wake.accept(listener):
-            self._watch_lease(lease)
-
-    def _on_lease(self, lease: socket.socket) -> None:
-        if self.wake.ended(lease, self.report.figures):
-            self.selector.unregister(lease)
-            self.wake.drop(lease)
-
     def _on_bell(self, entry_ids: list[bytes]) -> None:
         """Look for what another consumer says that it handed back."""
         self.acknowledger.add_ids(RETRY, entry_ids)
@@ -406,35 +361,16 @@ class Consumer:
         self._disowned.difference_update(messages)
         self.lanes.put([message for message in messages if not message.finished])
 
-    def _on_server_error(self, error: ServerError) -> None:
-        if error.code in _GROUP_GONE or "no such key" in str(error):
-            self._give_link_up()
-            self._reconnect_at = monotonic()
-        elif error.code in TRANSIENT:
-            self._on_lost(explain(error, self.link), self._backoff.next())
-        else:
-            raise explain(error, self.link)
-
-    def _on_lost(self, error: Exception, wait: float) -> None:
-        self.report.lost(error)
-        self._give_link_up()
-        self._reconnect_at = monotonic() + wait
-
-    def _give_link_up(self) -> None:
-        self.link.close()
+    def _on_down(self) -> None:
         self.acknowledger.lost()
         self.reader.restart()
         self.claimer.restart()
         self._flush_at = NEVER
 
-    def _reconnect(self) -> None:
-        try:
-            self._connect()
-        except UnavailableError as error:
-            self._on_lost(error, self._backoff.next())
-            return
-        self._backoff.reset()
-        self.report.back()
+    def _position(self) -> bytes:
+        """Return up to where the stream was handled, empty if not known."""
+        last_read = self.reader.last_read
+        return self.hand.position(last_read) if last_read else b""
 
     def _state(self) -> str:
         if self.drainer.draining:

@@ -60,9 +60,7 @@ class Drainer:
         self._hand.finish(messages)
         self._to_hand_back += messages
 
-    def tick(
-        self, now: float, link: Link, at_once: bool, extend: Callable[[float], None]
-    ) -> None:
+    def tick(self, now: float, link: Link, at_once: bool, extend: Callable[[float], None]) -> None:
         """Hand back what was given up; when time is up, give up what is being handled."""
         if now >= self._drain_by or at_once:
             stop = self._lanes.handler.stop

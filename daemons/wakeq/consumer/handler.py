@@ -125,7 +125,7 @@ def _flags(call: Any) -> int:
     """Return the flags of the code that runs when a callable is called."""
     while hasattr(call, "func") and hasattr(call, "keywords"):  # functools.partial
         call = call.func
-    for candidate in (call, getattr(call, "__func__", None), getattr(call, "__call__", None)):
+    for candidate in (call, getattr(call, "__func__", None), type(call).__call__):
         code = getattr(candidate, "__code__", None)
         if isinstance(code, CodeType):
             return code.co_flags

@@ -8,6 +8,7 @@ environment does not have them: it needs no copy of wakeq.
 import os
 import sys
 
+from wakeq import journal
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.errors import ConfigError
 
@@ -49,6 +50,7 @@ def _command_line() -> list[str]:
 
 
 def _execute(argv: list[str], wake: WakeSocket) -> None:
+    journal.write_waiting()
     wake.pass_on()
     try:
         os.execv(argv[0], argv)

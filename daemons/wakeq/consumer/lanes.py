@@ -21,6 +21,7 @@ from time import monotonic
 
 from wakeq import failpoint
 from wakeq.consumer.handler import Handler
+from wakeq.errors import TimedOut
 from wakeq.message import Message, Publish
 
 TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
@@ -34,10 +35,6 @@ LOOK_AGAIN_SECONDS = 0.003
 # A message that was handled, or messages with what came of them: what to publish, or why they
 # failed.
 Done = Message | tuple[list[Message], list[Publish] | BaseException]
-
-
-class TimedOut(Exception):
-    """The handler took longer than `timeout` allows."""
 
 
 class Lanes:
@@ -117,6 +114,9 @@ class Lanes:
     def interrupt(self, number: int, messages: list[Message]) -> None:
         """End what a lane is doing with these messages, if it is `interruptible`."""
 
+    def close(self) -> None:
+        """End the lanes, as far as they can be ended; nothing is put any more."""
+
     def _new_queue(self) -> Any:
         return SimpleQueue()
 
@@ -158,8 +158,10 @@ class AsyncLanes(Lanes):
         self._loop = asyncio.new_event_loop()
         self._sleeping: dict[int, asyncio.Future[None]] = {}
         self._interrupted: set[int] = set()
+        self._closing = False
         self._tasks = [self._loop.create_task(self._lane(n)) for n in range(self.concurrency)]
-        threading.Thread(target=self._loop.run_forever, name="lanes", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="lanes", daemon=True)
+        self._thread.start()
 
     def put(self, messages: Iterable[Message]) -> None:
         """Give messages to the lanes."""
@@ -175,6 +177,21 @@ class AsyncLanes(Lanes):
                 self._tasks[number].cancel()
 
         self._loop.call_soon_threadsafe(cancel)
+
+    def close(self) -> None:
+        """Cancel all tasks, the application's own too, and give them a second to end."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=1.0)
+
+    def _serve(self) -> None:
+        self._loop.run_forever()
+        self._closing = True
+        tasks = self._asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        self._loop.run_until_complete(self._asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
 
     def _new_queue(self) -> Any:
         return _LoopQueue()
@@ -206,6 +223,8 @@ class AsyncLanes(Lanes):
                 failpoint.hit("after_handle")
                 done(message if result is None and not most else outcome(messages, result))
             except BaseException as error:
+                if self._closing:
+                    raise
                 if number in self._interrupted:
                     self._tasks[number].uncancel()
                     done((messages, TimedOut()))

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from time import monotonic
 
-from wakeq.consumer.lanes import Lanes, TimedOut
+from wakeq.consumer.lanes import Lanes
+from wakeq.errors import TimedOut
 from wakeq.message import Message
 
 # A coroutine that goes on for this long after it was cancelled will not end.

@@ -6,49 +6,66 @@ new ones; the parts that sent it know what that means.
 """
 
 import selectors
+from collections.abc import Callable
 from time import monotonic
 
+from wakeq.backoff import Backoff
 from wakeq.consumer.channel import Channel
 from wakeq.consumer.hand import Member
 from wakeq.consumer.keeper import Keeper
+from wakeq.consumer.reporter import Reporter
+from wakeq.errors import UnavailableError
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
-from wakeq.wire import Connection, ServerError, explain
+from wakeq.service import RUN, Service
+from wakeq.wire import TRANSIENT, Connection, ServerError, explain
+
+_GROUP_GONE = ("NOGROUP", "UNBLOCKED")
 
 
 class Link:
     """Both connections, registered with a selector for as long as they are open.
 
     Args:
-        url: where Redis is.
+        service: says where Redis is, and how long to try at the start.
         member: who the consumer is.
         start: where a group that never was begins.
         keeper: takes the name after each connect.
         selector: calls what is registered when there is something to receive.
+
+    Attributes:
+        position: returns up to where the stream was handled, empty if not known.
+        on_up: called after each connect.
+        on_down: called when what is under way will not be answered.
+        reconnect_at: when to try again, while the link is down.
     """
 
     def __init__(
         self,
-        url: str,
+        service: Service,
         member: Member,
         start: str,
         keeper: Keeper,
         selector: selectors.BaseSelector,
+        report: Reporter,
     ) -> None:
-        self._url = RedisURL(url)
+        self.position: Callable[[], bytes]
+        self.on_up: Callable[[], None]
+        self.on_down: Callable[[], None]
+        self.reconnect_at = float("inf")
+        self._service = service
+        self._url = RedisURL(service.common.redis_url)
         self._member = member
         self._start = start
         self._keeper = keeper
         self._selector = selector
-        name = f"wakeq-consumer/{member.group}@{member.consumer}".replace(" ", "_")
+        self._report = report
+        self._backoff = Backoff()
         self._ensure_group = Script("ensure_group")
+        name = f"wakeq-consumer/{member.group}@{member.consumer}".replace(" ", "_")
         self.reading, self._writing = (
             Channel(Connection(self._url, name, member.stream), monotonic) for _ in range(2)
         )
-
-    def __str__(self) -> str:
-        """Return where Redis is, as it may be shown."""
-        return str(self._url)
 
     @property
     def is_up(self) -> bool:
@@ -72,24 +89,69 @@ class Link:
         """When the server must have answered what it was asked."""
         return min(self.reading.answer_by, self._writing.answer_by)
 
-    def connect(self, position: bytes) -> str:
-        """Connect, take the name, and make the group if it is missing.
-
-        Args:
-            position: up to where the stream was handled, empty if not known.
-
-        Returns:
-            The id at which the group was made, empty if it was there.
+    def connect_at_start(self) -> bool:
+        """Connect, patiently; return False if the service was stopped meanwhile.
 
         Raises:
-            WakeqError: see `Connection.connect` and `Keeper.join`.
+            WakeqError: Redis does not answer within the start time-out, or refuses.
         """
+        give_up_at = monotonic() + self._service.common.start_timeout
+        while self._service.stop == RUN:
+            try:
+                self._connect()
+                return True
+            except UnavailableError as error:
+                if monotonic() >= give_up_at:
+                    raise
+                self._report.waiting_for_redis(error, self._backoff.tries)
+            self._service.pause(self._backoff.next())
+        return False
+
+    def reconnect(self) -> None:
+        """Try to connect again; if that fails, try later.
+
+        Raises:
+            WakeqError: Redis refuses, or another process has the name.
+        """
+        try:
+            self._connect()
+        except UnavailableError as error:
+            self.lose(error)
+        else:
+            self._backoff.reset()
+            self._report.back()
+
+    def lose(self, error: Exception) -> None:
+        """Give the link up because of an error, and try again later."""
+        self._report.lost(error)
+        self.close()
+        self.on_down()
+        self.reconnect_at = monotonic() + self._backoff.next()
+
+    def refuse(self, error: ServerError) -> None:
+        """Do what an error reply asks for.
+
+        Raises:
+            WakeqError: what it says does not get better by trying again.
+        """
+        if error.code in _GROUP_GONE or "no such key" in str(error):
+            # Connecting makes the group again, where it was.
+            self.close()
+            self.on_down()
+            self.reconnect_at = monotonic()
+        elif error.code in TRANSIENT:
+            self.lose(explain(error, self._url))
+        else:
+            raise explain(error, self._url)
+
+    def _connect(self) -> None:
         connection = self.reading.connection
         connection.connect()
         member = self._member
+        position = self.position()
         try:
             self._keeper.join(connection)
-            made: bytes = self._ensure_group.call(
+            made = self._ensure_group.call(
                 connection,
                 [*member.sources, member.stats],
                 [member.group, self._start, position],
@@ -98,7 +160,10 @@ class Link:
             connection.close()
             raise explain(error, self._url) from None
         self._register(self.reading)
-        return made.decode()
+        self.reconnect_at = float("inf")
+        if made and position:
+            self._report.group_made_again(made.decode())
+        self.on_up()
 
     def check(self, now: float) -> None:
         """Notice a server that has stopped answering.

@@ -28,21 +28,35 @@ def is_gone(process: str) -> bool:
         return True
     if namespace != own_namespace or not pid.isdigit():
         return False
-    return _start_time(int(pid)) != start
+    started = _start_time(int(pid))
+    if started is None:
+        return not _exists(int(pid))
+    return started != start
 
 
 def pid_of(process: str) -> str:
     """Return the process id, for a person to read."""
-    return (process.split("/") + ["?", "?", "?"])[2]
+    return [*process.split("/"), "?", "?", "?"][2]
 
 
-def _start_time(pid: int) -> str:
-    """Return when a process started, in clock ticks since boot; empty if there is none."""
+def _start_time(pid: int) -> str | None:
+    """Return when a process started, in clock ticks since boot; None if that cannot be read."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The command's name, in parentheses, may hold anything, so count from its end.
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
-        return ""
+        return None
     # State Z: it has ended, only its parent has not looked yet.
     return "" if fields[0] == b"Z" else fields[19].decode()
+
+
+def _exists(pid: int) -> bool:
+    """Tell whether there is a process, also where a sandbox hides it in /proc."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # there is one, of another user
+    return True

@@ -16,8 +16,15 @@ import threading
 from time import monotonic
 
 from wakeq.config import Consumer
-from wakeq.consumer.lanes import TimedOut
-from wakeq.errors import EX_DATAERR, EX_TEMPFAIL, ConfigError, Reject, Retry
+from wakeq.errors import (
+    EX_DATAERR,
+    EX_TEMPFAIL,
+    ConfigError,
+    ProgramFailed,
+    Reject,
+    Retry,
+    TimedOut,
+)
 from wakeq.journal import Log
 from wakeq.message import Message
 
@@ -29,10 +36,6 @@ _KILL_AFTER_SECONDS = 5.0
 _LONGEST_VARIABLE = 128 * 1024 - 1
 _LONGEST_LINE = 16 * 1024
 _LETTERS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
-
-
-class ProgramFailed(Exception):
-    """The program ended with an exit code that is not 0, or by a signal."""
 
 
 class Runner:

@@ -6,8 +6,7 @@ from time import monotonic
 
 from wakeq import journal
 from wakeq.consumer.hand import Member
-from wakeq.consumer.lanes import TimedOut
-from wakeq.errors import Reject, Retry
+from wakeq.errors import HandlerFailure, Reject, Retry
 from wakeq.message import Message
 from wakeq.service import Service
 
@@ -117,12 +116,11 @@ class Reporter:
     def message_failed(self, message: Message, error: BaseException) -> None:
         """Say that a message failed, and why."""
         self.failed += 1
-        expected = isinstance(error, Retry | Reject | TimedOut)
-        text = str(error) or ("took too long" if isinstance(error, TimedOut) else "")
+        said = isinstance(error, Retry | Reject | HandlerFailure)
         self._log.warning(
             "message failed", event_id=journal.MESSAGE_FAILED, message_id=message.id,
-            attempt=message.attempt, error=f"{type(error).__name__}: {text}".rstrip(": "),
-            detail=None if expected else journal.describe(error), **self._names,
+            attempt=message.attempt, error=f"{type(error).__name__}: {error}".rstrip(": "),
+            detail=None if said else journal.describe(error), **self._names,
         )  # fmt: skip
 
     def claimed(self, count: int) -> None:

@@ -7,8 +7,10 @@ in the queue of the socket would have systemd start the consumer again at once.
 """
 
 import os
+import selectors
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from wakeq import systemd
 
@@ -30,6 +32,8 @@ class WakeSocket:
     def __init__(self) -> None:
         self.listeners: list[socket.socket] = []
         self.leases: dict[socket.socket, bytes] = {}
+        self._selector: selectors.BaseSelector | None = None
+        self._status: Callable[[], object] = dict
 
     @classmethod
     def adopt(cls) -> "WakeSocket":
@@ -47,23 +51,51 @@ class WakeSocket:
             wake.accept(listener)
         return wake
 
-    def accept(self, listener: socket.socket) -> list[socket.socket]:
-        """Accept all connections that wait; return the new leases."""
-        new = []
+    def accept(self, listener: socket.socket) -> None:
+        """Accept all connections that wait."""
         while True:
             try:
                 lease, _ = listener.accept()
             except OSError:
-                return new  # none waits, or it went away while it waited
+                return  # none waits, or it went away while it waited
             if len(self.leases) >= _MOST_LEASES:
                 lease.close()
                 continue
             lease.setblocking(False)
             self.leases[lease] = b""
-            new.append(lease)
+            if self._selector is not None:
+                self._watch_lease(self._selector, lease)
 
-    def ended(self, lease: socket.socket, status: Callable[[], object]) -> bool:
-        """Answer what came over a lease; return True if it has ended and is to be dropped."""
+    def watch(self, selector: selectors.BaseSelector, status: Callable[[], object]) -> None:
+        """Accept and answer whenever a selector says so, and calls what is registered.
+
+        Args:
+            selector: where to register.
+            status: returns what `status` is answered with.
+        """
+        self._selector, self._status = selector, status
+        for listener in self.listeners:
+            selector.register(listener, selectors.EVENT_READ, partial(self.accept, listener))
+        for lease in self.leases:
+            self._watch_lease(selector, lease)
+
+    def pass_on(self) -> None:
+        """Let all sockets survive the execution of another program by this process."""
+        for sock in (*self.listeners, *self.leases):
+            sock.set_inheritable(True)
+        os.environ[_INHERITED] = ",".join(str(lease.fileno()) for lease in self.leases)
+
+    def _watch_lease(self, selector: selectors.BaseSelector, lease: socket.socket) -> None:
+        selector.register(lease, selectors.EVENT_READ, partial(self._answer, selector, lease))
+
+    def _answer(self, selector: selectors.BaseSelector, lease: socket.socket) -> None:
+        if self._has_ended(lease):
+            selector.unregister(lease)
+            del self.leases[lease]
+            lease.close()
+
+    def _has_ended(self, lease: socket.socket) -> bool:
+        """Answer what came over a lease; return True if it is to be dropped."""
         try:
             chunk = lease.recv(_LONGEST_REQUEST)
             *lines, rest = (self.leases[lease] + chunk).split(b"\n")
@@ -71,7 +103,7 @@ class WakeSocket:
                 if line.strip() == b"status":
                     import json  # only who asks pays for it
 
-                    lease.send(json.dumps(status()).encode() + b"\n")
+                    lease.send(json.dumps(self._status()).encode() + b"\n")
         except BlockingIOError:
             # Nothing to read after all; or the other side does not read its answers, which
             # are then left out.
@@ -80,14 +112,3 @@ class WakeSocket:
             return True
         self.leases[lease] = rest
         return not chunk or len(rest) > _LONGEST_REQUEST
-
-    def drop(self, lease: socket.socket) -> None:
-        """Close a lease."""
-        del self.leases[lease]
-        lease.close()
-
-    def pass_on(self) -> None:
-        """Let all sockets survive the execution of another program by this process."""
-        for sock in (*self.listeners, *self.leases):
-            sock.set_inheritable(True)
-        os.environ[_INHERITED] = ",".join(str(lease.fileno()) for lease in self.leases)
