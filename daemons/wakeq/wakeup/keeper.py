@@ -106,7 +106,7 @@ class Keeper:
         """Tell the service manager how things are; not again within a second."""
         self._said_timer = None
         status = self._parts.waker.status
-        if status != self._said:
+        if status != self._said and not self._lost:
             self._said = status
             self._service.notifier.status(status)
             self._said_timer = self._parts.loop.after(_SAY_SECONDS, self._say)
@@ -137,7 +137,10 @@ class Keeper:
         self._said = f"waiting for Redis, try {self._backoff.tries + 1}: {error}"
         self._service.notifier.status(self._said)
         self._disconnect()
-        self._connect_in(self._backoff.next())
+        pause = self._backoff.next()
+        if not self._ready:
+            pause = min(pause, max(0.1, self._deadline - time.monotonic()))
+        self._connect_in(pause)
 
     def _disconnect(self) -> None:
         self._connected = False
