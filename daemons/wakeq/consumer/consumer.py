@@ -71,7 +71,6 @@ class Consumer:
         self.link = Link(
             service, self.member, settings.start, self.keeper, self.selector, self.report
         )
-        self._disowned: set[Message] = set()
         self._exits_idle = bool(wake.listeners) or "idle_timeout" in service.options
         self._turned_at = monotonic()
         self._idle_at = self._turned_at + settings.idle_timeout if self._exits_idle else NEVER
@@ -170,7 +169,7 @@ class Consumer:
         while done:
             item = done.popleft()
             # By far the most frequent case, so kept short.
-            if type(item) is Message and not self._disowned:
+            if type(item) is Message and not item.finished:
                 item.finished = True
                 self.acknowledger.add(item)
                 self.hand.unfinished -= 1
@@ -181,8 +180,8 @@ class Consumer:
 
     def _take_outcome(self, item: Done) -> None:
         messages, result = ([item], []) if isinstance(item, Message) else item
-        ours = [message for message in messages if message not in self._disowned]
-        self._disowned.difference_update(messages)
+        # What timed out, was handed back or is another consumer's by now is finished already.
+        ours = [message for message in messages if not message.finished]
         if isinstance(result, BaseException):
             self._fail(ours, result)
             return
@@ -334,13 +333,10 @@ class Consumer:
         if ours:
             self.hand.finish(ours)
             self.hand.drop(ours)
-            self._disowned.update(ours)
             self.report.gone(len(ours))
 
     def _on_timeout(self, messages: list[Message], error: BaseException) -> None:
-        ours = [message for message in messages if not message.finished]
-        self._fail(ours, error)
-        self._disowned.update(ours)
+        self._fail([message for message in messages if not message.finished], error)
 
     def _on_stuck(self, messages: list[Message]) -> None:
         if not self.drainer.draining:
@@ -358,7 +354,6 @@ class Consumer:
         self.link.writing.flush()
 
     def _put_again(self, messages: list[Message]) -> None:
-        self._disowned.difference_update(messages)
         self.lanes.put([message for message in messages if not message.finished])
 
     def _on_down(self) -> None:
