@@ -8,7 +8,7 @@ from wakeq.consumer import interpreter
 from wakeq.consumer.consumer import Consumer
 from wakeq.consumer.handler import load
 from wakeq.consumer.wakesocket import WakeSocket
-from wakeq.service import Program, Service
+from wakeq.service import RUN, Program, Service
 
 PROGRAM = Program(
     "wakeq-consumer",
@@ -33,7 +33,8 @@ def _handle(process: Service, wake: WakeSocket) -> int | None:
     name = f"{os.uname().nodename}/{process.name}"
     consumer = Consumer(process, settings, handler, wake, name)
     code = consumer.run()
-    if consumer.reload_wanted:
+    # A stop that came during the drain counts for more than the reload that began it.
+    if consumer.reload_wanted and process.stop == RUN:
         interpreter.restart(wake)
     return code
 
