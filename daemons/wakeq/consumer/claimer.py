@@ -64,12 +64,13 @@ class Claimer:
     def _choose(self, channel: Channel, source: int, room: int, reply: Reply) -> None:
         if isinstance(reply, ServerError):
             raise reply
+        own = self._member.consumer.encode()
         others = []
         for consumer in reply:
             fields = dict(zip(consumer[::2], consumer[1::2], strict=True))
-            name = fields[b"name"].decode()
+            name = fields[b"name"]
             may_have_gone = fields[b"pending"] > 0 or fields[b"idle"] > _FORGET_MS
-            if name != self._member.consumer and may_have_gone:
+            if name != own and may_have_gone:
                 others.append(name)
         if not others:
             self._done()

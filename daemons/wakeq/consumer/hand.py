@@ -17,10 +17,11 @@ class Member:
         self.sources = (stream, keys.retry(stream, group))
         self.stats = keys.stats(stream, group)
         self.alive = keys.alive(stream, group, consumer)
+        self._alive_before_name = keys.alive(stream, group, "").encode()
 
-    def alive_of(self, consumer: str) -> str:
-        """Return the key that another consumer of the group lives by."""
-        return keys.alive(self.stream, self.group, consumer)
+    def alive_of(self, consumer: bytes) -> bytes:
+        """Return the key that another consumer of the group lives by; its name may be any bytes."""
+        return self._alive_before_name + consumer
 
 
 class Hand:
