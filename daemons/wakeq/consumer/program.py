@@ -123,7 +123,8 @@ class Runner:
             else:
                 environment[variable] = value
         if left_out:
-            environment[b"WAKEQ_FIELDS_LEFT_OUT"] = b" ".join(left_out).replace(b"\0", b"?")
+            names = b" ".join(left_out).replace(b"\0", b"?")
+            environment[b"WAKEQ_FIELDS_LEFT_OUT"] = names[:_LONGEST_LINE]
         return environment
 
     def _attend(self, process: "subprocess.Popen[bytes]", message: Message) -> bool:
@@ -158,6 +159,10 @@ class Runner:
             line, _ = self._read(output, line, message)
         finally:
             os.close(ended)
+            if timed_out:
+                # What it has started may have outlived SIGTERM. Until it is waited for, its
+                # process group is nobody else's.
+                _signal_group(process, signal.SIGKILL)
             process.wait()
             process.stdout.close()
         if line:
@@ -198,9 +203,16 @@ def _judge(code: int, timed_out: bool) -> None:
     if code == EX_TEMPFAIL:
         raise Retry("the program exited with 75, EX_TEMPFAIL")
     if code < 0:
-        raise ProgramFailed(f"the program was ended by {signal.Signals(-code).name}")
+        raise ProgramFailed(f"the program was ended by {_signal_name(-code)}")
     if code:
         raise ProgramFailed(f"the program exited with {code}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # most real-time signals have no name of their own
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
