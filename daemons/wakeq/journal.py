@@ -94,10 +94,9 @@ def open_log() -> None:
     _waiting.clear()
 
 
-def write_waiting() -> None:
-    """Write what has been waiting, if anything, before this process becomes another one."""
-    if _waiting:
-        open_log()
+def has_waiting() -> bool:
+    """Tell whether events wait to be written."""
+    return bool(_waiting)
 
 
 def describe(error: BaseException) -> str:

@@ -20,6 +20,7 @@ class Acknowledger:
     neither counted nor published again.
 
     Attributes:
+        ready: the ids to acknowledge, for each source.
         on_refused: called with messages whose publishing the server refuses for good.
     """
 
@@ -29,7 +30,7 @@ class Acknowledger:
         self._hand = hand
         self._acknowledge = Script("acknowledge")
         self._publish = Script("publish_and_acknowledge")
-        self._ready: tuple[list[bytes], list[bytes]] = ([], [])
+        self.ready: tuple[list[bytes], list[bytes]] = ([], [])
         self._joint: list[tuple[list[Message], list[Publish]]] = []
         self._failures = 0
         # What is sent and not confirmed, by number: how to have it sent again.
@@ -39,20 +40,16 @@ class Acknowledger:
     @property
     def has_ready(self) -> bool:
         """Tell whether there is something to send."""
-        return bool(self._ready[STREAM] or self._ready[RETRY] or self._joint or self._failures)
+        return bool(self.ready[STREAM] or self.ready[RETRY] or self._joint or self._failures)
 
     @property
     def is_settled(self) -> bool:
         """Tell whether everything has been sent and confirmed."""
         return not self.has_ready and not self._in_flight
 
-    def add(self, message: Message) -> None:
-        """Acknowledge a message that was handled."""
-        self._ready[message.source].append(message.entry_id)
-
     def add_ids(self, source: int, entry_ids: list[bytes]) -> None:
-        """Acknowledge entries that are no messages (any more)."""
-        self._ready[source].extend(entry_ids)
+        """Acknowledge entries of one source."""
+        self.ready[source].extend(entry_ids)
 
     def add_joint(self, messages: list[Message], publishes: list[Publish]) -> None:
         """Acknowledge messages in one step with publishing others."""
@@ -66,11 +63,11 @@ class Acknowledger:
         """Queue all there is over a channel, which is flushed by the caller."""
         failpoint.hit("before_acknowledge")
         for source in (STREAM, RETRY):
-            ids = self._ready[source]
+            ids = self.ready[source]
             for start in range(0, len(ids), _BATCH):
                 self._send_ids(channel, source, ids[start : start + _BATCH], position)
             if ids:
-                self._ready[source].clear()
+                self.ready[source].clear()
         joint, self._joint = self._joint, []
         for messages, publishes in joint:
             self._send_joint(channel, messages, publishes)
@@ -89,7 +86,7 @@ class Acknowledger:
         return self._number
 
     def _send_ids(self, channel: Channel, source: int, ids: list[bytes], position: bytes) -> None:
-        number = self._note(lambda: self._ready[source].extend(ids))
+        number = self._note(lambda: self.ready[source].extend(ids))
         arguments: list[Argument] = [self._member.group, position, 1 if source == RETRY else 0]
         arguments += ids
         channel.run(

@@ -50,7 +50,8 @@ def _command_line() -> list[str]:
 
 
 def _execute(argv: list[str], wake: WakeSocket) -> None:
-    journal.write_waiting()
+    if journal.has_waiting():
+        journal.open_log()
     wake.pass_on()
     try:
         os.execv(argv[0], argv)

@@ -56,8 +56,10 @@ class Reporter:
         self._handled_then, self._told_at, self._told = self.handled, now, state
         if self.is_ready and not self._is_down:
             self._notifier.status(self._words(state))
-        # By now the first messages are being handled: logging may take its time to load.
-        journal.open_log()
+        # Loading the log holds everything up for a moment, so it waits for a quiet one, unless
+        # there is something to say.
+        if not self._rate or journal.has_waiting():
+            journal.open_log()
         self.next_at = float("inf") if state == "idle" and not self._rate else now + _TICK_SECONDS
 
     def figures(self) -> dict[str, object]:
