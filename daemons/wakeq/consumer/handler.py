@@ -72,13 +72,14 @@ def load(settings: Consumer, name: str) -> Handler:
         runner = Runner(settings, where)
         return Handler(runner.run, stop=runner.kill_all)
     call = _find(settings.handler, f"{where}: handler {settings.handler!r}")
-    flags = _flags(call)
+    code = _code(call)
+    flags = code.co_flags if code else 0
     if flags & (_GENERATOR | _ASYNC_GENERATOR):
         raise ConfigError(
             f"{where}: handler {settings.handler!r} has a yield, so calling it runs nothing:"
             " return a list instead"
         )
-    return Handler(call, bool(flags & _COROUTINE), getattr(call, _BATCH, 0))
+    return Handler(call, bool(flags & _COROUTINE), _batch_most(call))
 
 
 def _find(path: str, what: str) -> Callable[[Any], Any]:
@@ -86,18 +87,29 @@ def _find(path: str, what: str) -> Callable[[Any], Any]:
     if not colon or not module_name or not attributes:
         raise ConfigError(f"{what} must be package.module:callable or /a/file.py:callable")
     _add_directory(os.getcwd())  # as `python -m` does: a script beside which one stands is found
+    path = ""
     if module_name.endswith(".py"):
-        directory, file = os.path.split(module_name)
-        if not os.path.isfile(module_name):
+        path = os.path.realpath(module_name)
+        if not os.path.isfile(path):
             raise ConfigError(f"{what}: there is no file {module_name}")
-        _add_directory(directory or os.getcwd())
+        directory, file = os.path.split(os.path.abspath(module_name))
+        _add_directory(directory)
         module_name = file.removesuffix(".py")
     try:
         __import__(module_name)
         found: Any = sys.modules[module_name]
+        origin = os.path.realpath(getattr(found, "__file__", None) or "built-in")
+        if path and origin != path:
+            raise ConfigError(
+                f"{what} cannot be imported: there is another module {module_name}, {origin}:"
+                " give the file another name"
+            )
         for attribute in attributes.split("."):
             found = getattr(found, attribute)
-    except Exception as error:
+    except ConfigError:
+        raise
+    # A script that was not meant to be imported exits.
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{what} cannot be imported: {_summary(error)}") from None
     if not callable(found):
         raise ConfigError(f"{what} is {found!r}, which cannot be called")
@@ -109,7 +121,7 @@ def _add_directory(directory: str) -> None:
         sys.path.insert(0, directory)
 
 
-def _summary(error: Exception) -> str:
+def _summary(error: BaseException) -> str:
     """Return an error and the line of the user's file that it came from."""
     text = f"{type(error).__name__}: {error}"
     trace, place = error.__traceback__, ""
@@ -121,12 +133,21 @@ def _summary(error: Exception) -> str:
     return text + place
 
 
-def _flags(call: Any) -> int:
-    """Return the flags of the code that runs when a callable is called."""
+def _layers(call: Any) -> list[Any]:
+    """Return a callable and what it calls: behind a partial, a bound method, an object."""
+    layers = [call]
     while hasattr(call, "func") and hasattr(call, "keywords"):  # functools.partial
         call = call.func
-    for candidate in (call, getattr(call, "__func__", None), type(call).__call__):
-        code = getattr(candidate, "__code__", None)
-        if isinstance(code, CodeType):
-            return code.co_flags
-    return 0
+        layers.append(call)
+    return [*layers, getattr(call, "__func__", None), type(call).__call__]
+
+
+def _code(call: Any) -> CodeType | None:
+    """Return the code that runs when a callable is called."""
+    codes = [getattr(layer, "__code__", None) for layer in _layers(call)]
+    return next((code for code in codes if isinstance(code, CodeType)), None)
+
+
+def _batch_most(call: Any) -> int:
+    """Return what `batch` has marked a callable with, or 0."""
+    return next((most for layer in _layers(call) if (most := getattr(layer, _BATCH, 0))), 0)

@@ -262,13 +262,17 @@ def outcome(messages: list[Message], result: Any) -> Done:
     """Return what came of messages whose handler returned this result."""
     if isinstance(result, Publish):
         return messages, [result]
-    if isinstance(result, list | tuple) and all(isinstance(r, Publish) for r in result):
-        return messages, list(result)
-    if hasattr(result, "__await__"):
-        return messages, TypeError(
-            "the handler returned something to be awaited: declare it with async def"
-        )
-    return messages, []
+    wrong = ""
+    if isinstance(result, list | tuple):
+        publishes = [r for r in result if isinstance(r, Publish)]
+        if not publishes or len(publishes) == len(result):
+            return messages, publishes
+        wrong = "a list in which not everything is to be published"
+    elif hasattr(result, "__await__"):
+        wrong = "something to be awaited: declare it with async def"
+    elif hasattr(result, "__next__") or hasattr(result, "__anext__"):
+        wrong = "an iterator, of which nothing has run: return a list instead"
+    return messages, TypeError(f"the handler returned {wrong}") if wrong else []
 
 
 def make_lanes(handler: Handler, concurrency: int, keyed: bool) -> Lanes:
