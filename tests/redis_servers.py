@@ -1,8 +1,12 @@
-"""Real redis-server processes for tests, each on a unix socket in a folder of its own."""
+"""Real redis-server processes for tests, each on a unix socket in a folder of its own.
+
+Also several of them together: a master with replicas and Sentinels, and a Cluster.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import time
@@ -61,15 +65,17 @@ class RedisServer:
             return
         # One that was killed leaves it behind; it would be mistaken for the new one.
         self.socket_path.unlink(missing_ok=True)
-        command = [SERVER, "--port", "0", "--unixsocket", str(self.socket_path)]
-        command += ["--save", "", "--appendonly", "no", "--dir", str(self.directory)]
-        command += ["--logfile", str(self.log_path), *self._options]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL)
         try:
             wait_until(self._answers, message=f"{SERVER} answers")
         except AssertionError:
             self.kill()
             raise
+
+    def _command(self) -> list[str]:
+        command = [SERVER, "--port", "0", "--unixsocket", str(self.socket_path)]
+        command += ["--save", "", "--appendonly", "no", "--dir", str(self.directory)]
+        return [*command, "--logfile", str(self.log_path), *self._options]
 
     def stop(self) -> None:
         """Stop the server as an admin would; nothing if it is not running."""
@@ -122,3 +128,273 @@ class RedisServer:
                 return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
             except OSError:
                 return False
+
+
+def free_port() -> int:
+    """Return a port that is free, and whose cluster bus port (10000 higher) is too.
+
+    Both lie below the range that the kernel takes the ports of outgoing connections from.
+    """
+    while True:
+        port = random.randrange(10240, 22000)
+        with socket.socket() as bound, socket.socket() as bus:
+            try:
+                bound.bind(("127.0.0.1", port))
+                bus.bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+        return port
+
+
+class SentinelServer(RedisServer):
+    """One Sentinel; `configuration` is its file, which it writes to."""
+
+    def __init__(self, directory: Path, port: int, configuration: str) -> None:
+        super().__init__(directory)
+        self.port = port
+        self._path = directory / "sentinel.conf"
+        self._path.write_text(
+            f"port {port}\nbind 127.0.0.1\nunixsocket {self.socket_path}\n"
+            f"dir {directory}\nlogfile {self.log_path}\n{configuration}"
+        )
+
+    def _command(self) -> list[str]:
+        return [SERVER, str(self._path), "--sentinel"]
+
+
+class Sentinels:
+    """A master, two replicas, and three Sentinels that watch them.
+
+    They fail over by themselves within some two seconds after the master is gone.
+    """
+
+    def __init__(self, directory: Path, service: str = "mymaster") -> None:
+        self.service = service
+        self._directory = directory
+        self._of_port: dict[int, RedisServer] = {}
+        self.sentinels: list[SentinelServer] = []
+
+    def start(self) -> None:
+        """Start all, and return when the Sentinels know one another and the replicas."""
+        ports = [free_port() for _ in range(3)]
+        for port in ports:
+            replica = () if port == ports[0] else ("--replicaof", "127.0.0.1", str(ports[0]))
+            options = ("--port", str(port), "--repl-diskless-sync-delay", "0", *replica)
+            server = RedisServer(_subdirectory(self._directory, port), *options)
+            self._of_port[port] = server
+            server.start()
+        self._start_sentinels(ports)
+        wait_until(self._complete, 20, "the Sentinels know everybody")
+
+    def _start_sentinels(self, ports: list[int]) -> None:
+        ids = {free_port(): os.urandom(20).hex() for _ in range(3)}
+        name = self.service
+        for port, run_id in ids.items():
+            # What they would else learn from one another, within seconds.
+            lines = [f"sentinel myid {run_id}", f"sentinel monitor {name} 127.0.0.1 {ports[0]} 2"]
+            lines += [f"sentinel down-after-milliseconds {name} 500"]
+            lines += [f"sentinel failover-timeout {name} 3000"]
+            lines += [f"sentinel known-replica {name} 127.0.0.1 {p}" for p in ports[1:]]
+            others = {p: other for p, other in ids.items() if p != port}
+            lines += [
+                f"sentinel known-sentinel {name} 127.0.0.1 {p} {o}" for p, o in others.items()
+            ]
+            directory = _subdirectory(self._directory, port)
+            sentinel = SentinelServer(directory, port, "\n".join(lines) + "\n")
+            self.sentinels.append(sentinel)
+            sentinel.start()
+            # Their own periods are of seconds.
+            periods = ("info-period", "ask-period", "publish-period")
+            sentinel.client().execute_command(
+                "SENTINEL", "DEBUG", *(word for period in periods for word in (period, 100))
+            )
+
+    @property
+    def url(self) -> str:
+        """The URL that names all Sentinels."""
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{self.service}"
+
+    @property
+    def master_port(self) -> int:
+        """The port of the master, as the first Sentinel that runs sees it."""
+        sentinel = next(sentinel for sentinel in self.sentinels if sentinel.running)
+        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
+        return int(sentinel.client().execute_command(*command)[1])
+
+    @property
+    def master(self) -> RedisServer:
+        """The master, as the first Sentinel that runs sees it."""
+        return self._of_port[self.master_port]
+
+    @property
+    def servers(self) -> list[RedisServer]:
+        """The master and the replicas, without the Sentinels."""
+        return list(self._of_port.values())
+
+    def await_failover(self, from_port: int, deadline_s: float = 30) -> int:
+        """Return the port of the new master, when all Sentinels name it and it is one."""
+
+        def agreed() -> int:
+            command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
+            ports = {
+                int(sentinel.client().execute_command(*command)[1])
+                for sentinel in self.sentinels
+                if sentinel.running
+            }
+            (port, *others) = ports
+            if others or port == from_port or not self._of_port[port].running:
+                return 0
+            is_master = self._of_port[port].client().execute_command("ROLE")[0] == b"master"
+            return port if is_master else 0
+
+        return wait_until(agreed, deadline_s, "another master")
+
+    def stop(self) -> None:
+        """End all."""
+        for server in (*self.sentinels, *self._of_port.values()):
+            server.kill()
+
+    def _complete(self) -> bool:
+        for sentinel in self.sentinels:
+            (raw,) = sentinel.client().execute_command("SENTINEL MASTERS").values()
+            replicas = sentinel.client().execute_command("SENTINEL SLAVES", self.service)
+            good = sum("disconnected" not in r["flags"] and not r["is_sdown"] for r in replicas)
+            if raw["num-other-sentinels"] != 2 or raw["flags"] != "master" or good != 2:
+                return False
+            if any(r["master-link-status"] != "ok" for r in replicas):
+                return False
+        return True
+
+
+class Cluster:
+    """Three masters that share the slots, and with `replicas` one replica for each."""
+
+    SLOTS = 16384
+
+    def __init__(self, directory: Path, replicas: bool = False, timeout_ms: int = 1000) -> None:
+        self._directory = directory
+        self._timeout_ms = timeout_ms
+        self.ports = [free_port() for _ in range(6 if replicas else 3)]
+        self.nodes: list[RedisServer] = []
+
+    def start(self) -> None:
+        """Start the nodes, and return when each of them says that all is well."""
+        ids = [os.urandom(20).hex() for _ in self.ports]
+        for index, port in enumerate(self.ports):
+            directory = _subdirectory(self._directory, port)
+            # What they would else learn from one another, within seconds.
+            (directory / "nodes.conf").write_text(self._configuration(ids, index))
+            options = ["--port", str(port), "--cluster-enabled", "yes"]
+            options += ["--cluster-node-timeout", str(self._timeout_ms)]
+            options += ["--repl-diskless-sync-delay", "0"]
+            node = RedisServer(directory, *options)
+            self.nodes.append(node)
+            node.start()
+        wait_until(lambda: all(map(self._is_well, self.nodes)), 30, "the cluster is ok")
+
+    def _configuration(self, ids: list[str], me: int) -> str:
+        lines = []
+        for index, (node_id, port) in enumerate(zip(ids, self.ports, strict=True)):
+            master = ids[index % 3] if index >= 3 else "-"
+            flags = ("myself," if index == me else "") + ("slave" if index >= 3 else "master")
+            epoch = index % 3 + 1
+            line = (
+                f"{node_id} 127.0.0.1:{port}@{port + 10000} {flags} {master} 0 0 {epoch} connected"
+            )
+            if index < 3:
+                line += f" {self.SLOTS * index // 3}-{self.SLOTS * (index + 1) // 3 - 1}"
+            lines.append(line)
+        return "\n".join([*lines, "vars currentEpoch 3 lastVoteEpoch 0"]) + "\n"
+
+    def _is_well(self, node: RedisServer) -> bool:
+        info = node.client().execute_command("CLUSTER INFO")
+        if info["cluster_state"] != "ok" or info["cluster_known_nodes"] != str(len(self.nodes)):
+            return False
+        role = node.client().execute_command("ROLE")
+        return role[0] == b"master" or role[3] == b"connected"
+
+    def url(self, *indices: int) -> str:
+        """The URL that names some nodes, or all."""
+        ports = [self.ports[index] for index in indices] or self.ports
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports)
+
+    def owner(self, key: str) -> int:
+        """The index of the node that has a key, in the eyes of the node itself."""
+        for index, node in enumerate(self.nodes):
+            if node.running:
+                try:
+                    node.client().exists(key)
+                    return index
+                except redis.ResponseError as error:
+                    # It is moving away; redis-py's class for that depends on its version.
+                    if isinstance(error, redis.exceptions.AskError) or str(error)[:4] == "ASK ":
+                        return index
+        raise AssertionError(f"nobody has {key}")
+
+    def begin_move(self, key: str, to: int) -> None:
+        """Begin to move the slot of a key to another node."""
+        origin, target = self.nodes[self.owner(key)].client(), self.nodes[to].client()
+        slot = origin.execute_command("CLUSTER KEYSLOT", key)
+        there, here = target.execute_command("CLUSTER MYID"), origin.execute_command("CLUSTER MYID")
+        target.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", here)
+        origin.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", there)
+
+    def move(self, key: str, to: int) -> None:
+        """Move the slot of a key to another node, with all that is in it."""
+        origin, target = self.nodes[self.owner(key)].client(), self.nodes[to].client()
+        self.begin_move(key, to)
+        slot = origin.execute_command("CLUSTER KEYSLOT", key)
+        there = target.execute_command("CLUSTER MYID")
+        while names := origin.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+            origin.execute_command(
+                *("MIGRATE", "127.0.0.1", self.ports[to], "", 0, 5000, "KEYS"), *names
+            )
+        for node in (target, origin):
+            node.execute_command("CLUSTER SETSLOT", slot, "NODE", there)
+        wait_until(lambda: self.owner(key) == to, message="the slot is moved")
+
+    def stop(self) -> None:
+        """End all."""
+        for node in self.nodes:
+            node.kill()
+
+
+class Certificates:
+    """A certificate authority of our own, a server's and a client's certificate, another CA."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.ca, self.other_ca = directory / "ca.crt", directory / "other.crt"
+        self.server, self.server_key = directory / "server.crt", directory / "server.key"
+        self.client, self.client_key = directory / "client.crt", directory / "client.key"
+
+    def make(self) -> None:
+        """Make them."""
+        ca = ("-addext", "basicConstraints=critical,CA:TRUE")
+        self._request("ca", *ca)
+        self._request("other", *ca)
+        signed = ("-CA", str(self.ca), "-CAkey", str(self._directory / "ca.key"))
+        names = ("-addext", "subjectAltName=IP:127.0.0.1,DNS:redis.test")
+        leaf = ("-addext", "basicConstraints=critical,CA:FALSE")
+        self._request("server", *signed, *names, *leaf)
+        self._request("client", *signed, *leaf)
+
+    def options(self, port: int, clients: bool = False) -> tuple[str, ...]:
+        """Options of a server that speaks TLS at a port; `clients`: to those we know alone."""
+        files = ("--tls-cert-file", str(self.server), "--tls-key-file", str(self.server_key))
+        asked = ("--tls-auth-clients", "yes" if clients else "no")
+        return ("--tls-port", str(port), *files, "--tls-ca-cert-file", str(self.ca), *asked)
+
+    def _request(self, name: str, *options: str) -> None:
+        key, certificate = self._directory / f"{name}.key", self._directory / f"{name}.crt"
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
+        command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", f"/CN=wakeq test {name}"]
+        command += ["-keyout", str(key), "-out", str(certificate), *options]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def _subdirectory(directory: Path, port: int) -> Path:
+    path = directory / str(port)
+    path.mkdir()
+    return path

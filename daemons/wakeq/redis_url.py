@@ -48,12 +48,17 @@ class RedisURL:
                 f" not {self.scheme.partition(':')[0]!r}"
             )
         rest, _, query = rest.partition("?")
-        userinfo, at, rest = rest.rpartition("@")
-        if at:
+        if "@" in query:  # else a part of the password would be taken for a name, and shown
+            raise ConfigError("redis_url must write ? in a password as %3F, @ in a file as %40")
+        # A socket's path begins with "/" and may have an "@", as in redis@main.sock.
+        if "@" in rest and not (self.scheme == "unix" and rest.startswith("/")):
+            userinfo, _, rest = rest.rpartition("@")
             username, _, password = userinfo.partition(":")
             self.username, self.password = _unquote(username), _unquote(password)
         self._read_place(rest)
         self._read_query(query)
+        if self.db and self.scheme == "redis+cluster":
+            raise ConfigError("redis_url must not name a database: Redis Cluster has only 0")
         self.username = systemd.credential("wakeq.redis-username") or self.username
         self.password = systemd.credential("wakeq.redis-password") or self.password
 
@@ -73,8 +78,6 @@ class RedisURL:
                 raise ConfigError("redis_url must end with the name of the master: .../SERVICE")
         if parts and parts[0]:
             self.db = self._number(parts.pop(0))
-            if self.db and self.scheme == "redis+cluster":
-                raise ConfigError("redis_url must not name a database: Redis Cluster has only 0")
         if any(parts):
             raise ConfigError("redis_url must end after the database number")
 
@@ -91,6 +94,8 @@ class RedisURL:
             name, _, value = pair.partition("=")
             if name not in _QUERY:
                 raise ConfigError(f"redis_url must not have ?{name}=, only {', '.join(_QUERY)}")
+            if name != "db" and self.scheme != "rediss":
+                raise ConfigError(f"redis_url must begin with rediss:// to have ?{name}=")
             if name == "db":
                 self.db = self._number(value)
             elif name == "verify":

@@ -21,14 +21,10 @@ import hiredis
 
 from wakeq.errors import ConfigError, RefusedError, UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
+from wakeq.replies import TRANSIENT, Lost, Reply, ServerError, explain, explain_login
 
-TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
-if TYPE_CHECKING:
-    from typing import Any
-
-    Reply = Any
-else:
-    Reply = object
+__all__ = ["TRANSIENT", "Argument", "Command", "Connection", "Lost", "Reply", "ServerError"]
+__all__ += ["explain", "pack"]
 
 Argument = bytes | str | int
 Command = Sequence[Argument]
@@ -36,32 +32,12 @@ Command = Sequence[Argument]
 _CONNECT_SECONDS = 5.0
 # A request that the server takes longer to accept than this will not be answered either.
 _SEND_SECONDS = 15.0
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
 _FLOOR = (7, 0)
 _MAX_REDIRECTS = 5
 
-# Errors that pass by themselves, in the server's words (the first word of the reply).
-TRANSIENT = frozenset(
-    "LOADING READONLY MASTERDOWN CLUSTERDOWN BUSY TRYAGAIN OOM MISCONF NOREPLICAS UNBLOCKED"
-    " MOVED ASK".split()
-)
-_REFUSED = frozenset(("NOAUTH", "WRONGPASS", "NOPERM", "DENIED"))
-
-
-class ServerError(Exception):
-    """An error reply of the server.
-
-    Attributes:
-        code: the first word, by which errors are told apart: `NOGROUP`, `WRONGTYPE` …
-    """
-
-    def __init__(self, text: str = "") -> None:
-        super().__init__(text)
-        self.code = text.partition(" ")[0]
-
-
-class Lost(UnavailableError):
-    """The connection broke, or what came over it is not Redis's protocol."""
+# What hiredis raises over bytes that are no replies, depending on its version.
+_GARBLED = (hiredis.ProtocolError, ValueError, TypeError, MemoryError, SystemError)
 
 
 def pack(commands: Iterable[Command]) -> bytes:
@@ -69,27 +45,9 @@ def pack(commands: Iterable[Command]) -> bytes:
     parts: list[bytes] = []
     for command in commands:
         parts.append(b"*%d\r\n" % len(command))
-        for argument in command:
-            if type(argument) is not bytes:
-                argument = str(argument).encode()
-            parts.append(b"$%d\r\n%b\r\n" % (len(argument), argument))
+        raws = [a if type(a) is bytes else str(a).encode() for a in command]
+        parts += [b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in raws]
     return b"".join(parts)
-
-
-def explain(error: ServerError, where: object) -> WakeqError:
-    """Return the exception that says what an error reply means for who runs the daemon."""
-    if error.code in ("NOAUTH", "WRONGPASS"):
-        return RefusedError(
-            f"Redis at {where} refuses the login ({error}): put user and password into redis_url,"
-            " or the password into the credential wakeq.redis-password"
-        )
-    if error.code in _REFUSED:
-        return RefusedError(f"Redis at {where} does not permit this user: {error}")
-    if error.code == "WRONGTYPE":
-        return ConfigError(f"Redis at {where} holds something other than a stream: {error}")
-    if error.code in TRANSIENT or "max number of clients" in str(error):
-        return UnavailableError(f"Redis at {where} cannot answer now: {error}")
-    return WakeqError(f"Redis at {where} answered with an error: {error}")
 
 
 class Connection:
@@ -113,8 +71,12 @@ class Connection:
         self.outstanding = 0
         self.bytes_read = 0
         self._socket: socket.socket | None = None
+        self._buffer = bytearray(_READ_BYTES)
         self._reader = _new_reader()
         self._owner: tuple[str, int] | None = None  # on Cluster, where the slot was last
+        # What is raised when nothing can be read, and when the server has hung up.
+        self._not_yet: tuple[type[OSError], ...] = (BlockingIOError,)
+        self._hung_up: tuple[type[OSError], ...] = (BrokenPipeError, ConnectionResetError)
 
     def connect(self) -> None:
         """Connect, log in and make sure that the server is one that wakeq can use.
@@ -134,7 +96,7 @@ class Connection:
             except WakeqError:
                 self.close()
                 raise
-        raise failure or UnavailableError(f"Redis at {self.url}: no server is known")
+        raise failure or UnavailableError(f"Redis at {self.url}: no Sentinel answers")
 
     def close(self) -> None:
         """Close the connection; what is outstanding stays unanswered."""
@@ -156,13 +118,18 @@ class Connection:
         """Send requests; their replies come in the same order from `receive`.
 
         Raises:
-            Lost: the connection broke; any of the requests may have been carried out.
+            Lost: the connection broke; any of the requests may have been carried out. It may
+                have broken without: then `receive` raises it.
         """
         if self._socket is None:
             raise Lost(f"Redis at {self.url}: not connected")
         self.outstanding += len(commands)
         try:
+            if self.url.scheme == "rediss":
+                self._socket.settimeout(_SEND_SECONDS)
             self._socket.sendall(pack(commands))
+        except self._hung_up:
+            pass  # `receive` gives what the server said before it hung up, and then Lost
         except OSError as error:
             raise self._lost(error) from None
 
@@ -179,16 +146,21 @@ class Connection:
         replies: list[Reply] = []
         gets = self._reader.gets
         try:
-            chunk = self._socket.recv(_READ_BYTES)
-            if not chunk:
+            if self.url.scheme == "rediss":
+                self._socket.settimeout(0)  # of a TLS record, a part may have come
+            size = self._socket.recv_into(self._buffer)
+            if not size:
+                self.close()
                 raise Lost(f"Redis at {self.url} closed the connection")
-            self.bytes_read += len(chunk)
-            self._reader.feed(chunk)
+            self.bytes_read += size
+            self._reader.feed(self._buffer, 0, size)
             while (reply := gets()) is not False:
                 replies.append(reply)
+        except self._not_yet:
+            return replies
         except OSError as error:
             raise self._lost(error) from None
-        except (hiredis.ProtocolError, ValueError, MemoryError) as error:
+        except _GARBLED as error:
             self.close()
             raise Lost(f"Redis at {self.url} sent what is not its protocol: {error}") from None
         if len(replies) > self.outstanding:
@@ -212,9 +184,13 @@ class Connection:
         deadline = time.monotonic() + timeout
         self.send(commands)
         replies: list[Reply] = []
-        while len(replies) < len(commands):
-            self._wait(deadline)
-            replies += self.receive()
+        try:
+            while len(replies) < len(commands):
+                self._wait(deadline)
+                replies += self.receive()
+        except Lost as error:
+            error.replies = replies
+            raise
         return replies
 
     def call(self, *command: Argument, timeout: float = 15.0) -> Reply:
@@ -230,17 +206,24 @@ class Connection:
         return reply
 
     def _wait(self, deadline: float) -> None:
-        if self.has_buffered():
-            return
+        rest = deadline - time.monotonic()
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        # What trickles in for ever is no answer either.
+        if rest <= 0 or not (self.has_buffered() or poll.poll(rest * 1000)):
             self.close()
             raise Lost(f"Redis at {self.url} did not answer in time")
 
-    def _lost(self, error: OSError) -> Lost:
+    def _lost(self, error: Exception) -> WakeqError:
         self.close()
-        return Lost(f"Redis at {self.url} cannot be reached: {error.strerror or error}")
+        alert = str(getattr(error, "reason", ""))
+        if "ALERT" in alert and any(word in alert for word in ("CERT", "_CA", "HANDSHAKE")):
+            return RefusedError(
+                f"Redis at {self.url} refuses the client certificate, or that there is none"
+                f" ({alert}): put cert and key into redis_url"
+            )
+        cause = getattr(error, "strerror", None) or error
+        return Lost(f"Redis at {self.url} cannot be reached: {cause}")
 
     def _candidates(self) -> Iterable[tuple[str, int]]:
         """Yield the addresses to try, the likeliest first."""
@@ -255,19 +238,28 @@ class Connection:
 
     def _masters(self) -> Iterable[tuple[str, int]]:
         """Yield the master's address in the eyes of each Sentinel."""
+        command = ("SENTINEL", "get-master-addr-by-name", self.url.service)
+        strangers = 0
         for address in self.url.hosts:
             try:
                 self._open(address)
-                reply = self.call("SENTINEL", "get-master-addr-by-name", self.url.service)
+                reply = self.call(*command, timeout=_CONNECT_SECONDS)
             except UnavailableError:
                 continue
             except ServerError as error:
-                raise explain(error, self.url) from None
+                place = "{}:{}".format(*address)
+                if error.code == "ERR":
+                    raise ConfigError(f"redis_url: {place} is no Sentinel: {error}") from None
+                raise explain(error, f"{place}, asked as a Sentinel,") from None
             finally:
                 self.close()
-            if reply is None:
-                raise ConfigError(f"redis_url: Sentinel knows no master {self.url.service!r}")
-            yield reply[0].decode(), int(reply[1])
+            match reply:
+                case [bytes(name), bytes(number)] if number.isdigit():
+                    yield name.decode(errors="replace"), int(number)
+                case None:
+                    strangers += 1
+        if strangers == len(self.url.hosts):
+            raise ConfigError(f"redis_url: Sentinel knows no master {self.url.service!r}")
 
     def _connect_to(self, address: tuple[str, int]) -> None:
         for _ in range(_MAX_REDIRECTS):
@@ -276,7 +268,9 @@ class Connection:
             if moved is None:
                 return
             # "MOVED 3999 127.0.0.1:6381"; without a host, the one that was asked
-            host, _, port = str(moved).split(" ")[2].rpartition(":")
+            host, _, port = str(moved).rpartition(" ")[2].rpartition(":")
+            if not port.isdecimal():
+                raise Lost(f"Redis at {self.url} sent what is not its protocol: {moved}")
             address = (host or address[0], int(port))
             self._owner = address
         self._owner = None
@@ -296,7 +290,7 @@ class Connection:
                 if self.url.scheme == "rediss":
                     self._socket = self._wrap_tls(self._socket, address[0])
             self._socket.settimeout(_SEND_SECONDS)
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:  # also a name that is no host's
             raise self._lost(error) from None
 
     def _tune(self, sock: socket.socket) -> None:
@@ -311,6 +305,7 @@ class Connection:
     def _wrap_tls(self, sock: socket.socket, host: str) -> socket.socket:
         import ssl  # only TLS pays for it
 
+        self._not_yet, self._hung_up = (ssl.SSLWantReadError,), (*self._hung_up, ssl.SSLEOFError)
         try:
             context = ssl.create_default_context(cafile=self.url.ca or None)
             if not self.url.verify:
@@ -336,44 +331,54 @@ class Connection:
         if self.url.db:
             commands.append(["SELECT", self.url.db])
         look = len(commands)
-        commands.append(["CLIENT", "SETNAME", self.name])
+        # Redis takes no name with a space or a letter that is not ASCII.
+        name = "".join(c if "!" <= c <= "~" else "_" for c in self.name)
+        commands.append(["CLIENT", "SETNAME", name])
         commands.append(["CLIENT", "ID"])
         commands.append(["INFO", "server"])
         if self.url.scheme == "redis+sentinel":
             commands.append(["ROLE"])
         if self.url.scheme == "redis+cluster" and self.key:
             commands.append(["EXISTS", self.key])
-        replies = self.call_many(commands)
+        try:
+            replies = self.call_many(commands)
+        except Lost as error:
+            # Too many clients, protected mode: it says so and hangs up.
+            if len(error.replies) == 1 and isinstance(error.replies[0], ServerError):
+                raise explain(error.replies[0], self.url) from None
+            raise
         for reply in replies[:look]:
             if isinstance(reply, ServerError):
-                raise self._login_error(reply)
-        name, client_id, server, *rest = replies[look:]
-        for reply in (name, *rest):
+                raise explain_login(reply, self.url)
+        return self._look_at(*replies[look:])
+
+    def _look_at(
+        self, named: Reply, client_id: Reply, server: Reply, place: Reply = None
+    ) -> ServerError | None:
+        """Judge the server by its replies; return a MOVED that must be followed, if any."""
+        for reply in (named, place):
             if isinstance(reply, ServerError):
                 if reply.code == "MOVED":
                     return reply
-                if reply.code != "NOPERM":
+                # A user may do without a name or ROLE, but not without the key's owner.
+                if reply.code != "NOPERM" or (
+                    reply is place and self.url.scheme == "redis+cluster"
+                ):
                     raise explain(reply, self.url)
-        if self.url.scheme == "redis+sentinel" and rest[0][0] != b"master":
+        if isinstance(place, list) and place[:1] != [b"master"]:
             raise UnavailableError(f"Redis at {self.url}: the master is being changed")
         self.client_id = client_id if isinstance(client_id, int) else 0
         if isinstance(server, bytes):
             self._check_version(server)
         return None
 
-    def _login_error(self, error: ServerError) -> WakeqError:
-        if error.code == "ERR" and "without any password" in str(error):
-            return ConfigError(f"Redis at {self.url} has no password, but redis_url gives one")
-        if error.code == "ERR" and "DB index" in str(error):
-            return ConfigError(f"Redis at {self.url} has no database {self.url.db}")
-        return explain(error, self.url)
-
     def _check_version(self, server: bytes) -> None:
         for line in server.split(b"\r\n"):
             # Valkey gives the version of Redis that it is compatible with here, 7.2 or higher.
             if line.startswith(b"redis_version:"):
-                major, minor, *_ = line.partition(b":")[2].split(b".")
-                self.version = (int(major), int(minor))
+                major, minor, *_ = (*line.partition(b":")[2].split(b"."), b"0")
+                if major.isdigit() and minor.isdigit():
+                    self.version = (int(major), int(minor))
         if (0, 0) < self.version < _FLOOR:
             raise ConfigError(
                 f"Redis at {self.url} is version {self.version[0]}.{self.version[1]};"
@@ -381,5 +386,5 @@ class Connection:
             )
 
 
-def _new_reader() -> "hiredis.Reader":
+def _new_reader() -> hiredis.Reader:
     return hiredis.Reader(protocolError=hiredis.ProtocolError, replyError=ServerError)
