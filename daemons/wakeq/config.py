@@ -67,7 +67,7 @@ class Consumer(Section):
     python = text("run the handler with this interpreter, of the application's own environment",
                   "", "FILE")  # fmt: skip
     concurrency = integer("how many messages are handled at once", 1, low=1, high=1000)
-    prefetch = integer("at most this many messages in hand for each of them", 512,
+    prefetch = integer("at most this many messages in hand for each of them", 1000,
                        low=1, high=10000)  # fmt: skip
     order = choice("none, or key: messages with the same wakeq.key one after another", "none",
                    "none", "key")  # fmt: skip
@@ -213,9 +213,7 @@ class Config:
             raise ConfigError(f"{path}: {name} must be a table, [{name}], not {values!r}")
         self._apply(section, values, f"{path}: [{name}]")
 
-    def _apply(
-        self, section: Section, values: dict[str, Any], where: str, skip: Any = ()
-    ) -> None:
+    def _apply(self, section: Section, values: dict[str, Any], where: str, skip: Any = ()) -> None:
         for key, value in values.items():
             setting = section.table.get(key)
             if setting is not None:

@@ -22,9 +22,7 @@ class Message:
 
     __slots__ = ("_fields", "_items", "entry_id", "finished", "source", "started", "stream")
 
-    def __init__(
-        self, stream: str, source: int, entry_id: bytes, items: Sequence[bytes]
-    ) -> None:
+    def __init__(self, stream: str, source: int, entry_id: bytes, items: Sequence[bytes]) -> None:
         """Take an entry as Redis gives it: `items` is field, value, field, value …"""
         self.stream = stream
         self.source = source  # which of the streams that the consumer reads
