@@ -77,6 +77,7 @@ class Consumer:
         self._turned_at = monotonic()
         self._idle_at = self._turned_at + settings.idle_timeout if self._exits_idle else NEVER
         self._flush_at = NEVER
+        self._unsure: list[Message] | None = None
         self._last_look = False
         self._end_as = "stopped"
         self._exit_code: int | None = None
@@ -118,7 +119,7 @@ class Consumer:
         self.report.in_hand = lambda: self.hand.unfinished
         self.report.state = self._state
         self.link.position = self._position
-        self.link.on_up = self.reader.restart
+        self.link.on_up = self._on_up
         self.link.on_down = self._on_down
         self.wake.watch(self.selector, self.report.figures)
         read = selectors.EVENT_READ
@@ -219,6 +220,8 @@ class Consumer:
         self._put_off_sleep()
         if self.drainer.draining:
             self.drainer.give_up(new)
+        elif self._unsure is not None:
+            self._unsure += new  # in order, behind what waits to be put again
         else:
             self.lanes.put(new)
 
@@ -351,7 +354,7 @@ class Consumer:
 
     def _after_pause(self) -> None:
         """Make sure, after a long pause of this process, that what is in hand is still ours."""
-        waiting = self.lanes.take_back()
+        waiting = self._unsure = [*(self._unsure or ()), *self.lanes.take_back()]
         self.keeper.keep(self.link.writing)
         self.keeper.keep_messages(self.link.writing, self.hand.being_handled())
         # Redis answers in order: once this is answered, `_on_gone` has seen what is gone.
@@ -359,7 +362,15 @@ class Consumer:
         self.link.writing.flush()
 
     def _put_again(self, messages: list[Message]) -> None:
-        self.lanes.put([message for message in messages if not message.finished])
+        if messages is self._unsure:  # else there was another pause since
+            self._unsure = None
+            put = self.drainer.give_up if self.drainer.draining else self.lanes.put
+            put([message for message in messages if not message.finished])
+
+    def _on_up(self) -> None:
+        self.reader.restart()
+        if self._unsure is not None:
+            self._after_pause()
 
     def _on_down(self) -> None:
         self.acknowledger.lost()
