@@ -320,6 +320,7 @@ class Consumer:
                 self.keeper.leave(self.link.reading.connection, self.drainer.handed_back > 0)
             except (UnavailableError, ServerError):
                 pass  # the name runs out by itself, and its next owner need not wait for that
+        failpoint.hit("after_leave")
         self.link.close()
         self._ended = True
         self.report.ended(self._end_as, self.drainer.handed_back)

@@ -9,6 +9,7 @@ because as long as it stands nobody takes what is still pending.
 from collections.abc import Callable
 from time import monotonic
 
+from wakeq import failpoint
 from wakeq.consumer.acknowledger import Acknowledger
 from wakeq.consumer.hand import Hand
 from wakeq.consumer.keeper import Keeper
@@ -72,6 +73,7 @@ class Drainer:
             self.handed_back += len(self._to_hand_back)
             self._keeper.hand_back(link.writing, self._to_hand_back)
             link.writing.flush()
+            failpoint.hit("after_hand_back")
             self._to_hand_back = []
         if now >= self.next_at:
             extend(2 * _EXTEND_SECONDS)

@@ -9,6 +9,7 @@ import selectors
 from collections.abc import Callable
 from time import monotonic
 
+from wakeq import failpoint
 from wakeq.backoff import Backoff
 from wakeq.consumer.channel import Channel
 from wakeq.consumer.hand import Member
@@ -151,11 +152,13 @@ class Link:
         position = self.position()
         try:
             self._keeper.join(connection)
+            failpoint.hit("after_join")
             made = self._ensure_group.call(
                 connection,
                 [*member.sources, member.stats],
                 [member.group, self._start, position],
             )
+            failpoint.hit("after_group")
         except ServerError as error:
             connection.close()
             raise explain(error, self._url) from None

@@ -93,6 +93,7 @@ class Reader:
 
     def ask(self, channel: Channel, now: float, count: int, block_ms: int) -> None:
         """Ask for up to `count` messages; wait up to `block_ms` for one, or not at all if 0."""
+        failpoint.hit("before_read")
         self.pace.asked(now, self._hand.unfinished, self._full)
         self._asked = count
         self.waiting = True
