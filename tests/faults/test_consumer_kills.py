@@ -1,0 +1,112 @@
+"""kill -9 of wakeq-consumer at every point: nothing lost, few repeated, all counted once."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+
+import wakeq.consumer
+from faults_host import FaultHost
+from redis_servers import RedisServer
+
+# Where a consumer that has something to handle comes along. The empty one: at any instant.
+_ALWAYS = ("after_join", "after_group", "before_read", "after_read", "before_handle",
+           "after_handle", "before_acknowledge", "after_acknowledge", "")  # fmt: skip
+# Where it comes along more than once for sure, however it batches.
+_OFTEN = {"before_handle": 10, "after_handle": 10, "before_read": 3, "after_read": 3,
+          "before_acknowledge": 2, "after_acknowledge": 2}  # fmt: skip
+_AT_THE_END = ("before_exit", "after_leave")
+_AT_A_STOP = ("after_hand_back",)
+
+KILLS = 15
+# (handler, concurrency, messages for each run, most repeated for each kill)
+SETTINGS = [
+    ("fast", 1, 2000, 512),
+    ("fast", 8, 2000, 8 * 512),
+    ("slow", 1, 150, 20),
+    ("slow", 8, 400, 8 * 20),
+    ("patient", 8, 400, 8 * 20),
+    ("program", 2, 12, 8),
+    ("publishing", 1, 1000, 512),
+]
+
+
+@pytest.fixture
+def host(short_dir: Path, redis_server: Callable[..., RedisServer]) -> Iterator[FaultHost]:
+    host = FaultHost(short_dir, redis_server())
+    yield host
+    host.close()
+
+
+def points_in_the_source() -> set[str]:
+    """Return every failpoint of the consumer."""
+    (folder,) = wakeq.consumer.__path__
+    sources = "".join(path.read_text() for path in Path(folder).glob("*.py"))
+    return set(re.findall(r'failpoint\.hit\("(\w+)"\)', sources))
+
+
+def test_every_failpoint_of_the_consumer_is_killed_at() -> None:
+    assert points_in_the_source() == {*_ALWAYS, *_AT_THE_END, *_AT_A_STOP} - {""}
+    assert len(SETTINGS) * KILLS >= 100
+
+
+@pytest.mark.parametrize(("handler", "concurrency", "messages", "repeats"), SETTINGS)
+def test_a_hundred_kills_lose_nothing_and_repeat_what_was_in_flight(
+    host: FaultHost, handler: str, concurrency: int, messages: int, repeats: int
+) -> None:
+    host.use(handler, concurrency=concurrency)
+    chance = random.Random(f"{handler} {concurrency}")
+    killed = []
+    for _, point in zip(range(KILLS), cycle(_ALWAYS)):
+        host.fill(messages)
+        times = chance.randint(1, _OFTEN.get(point, 1))
+        process = host.start(WAKEQ_FAILPOINT=f"{point}:kill@{times}" if point else "")
+        killed.append(process.pid)
+        if not point:
+            host.wait_more_runs()
+            time.sleep(chance.uniform(0, 0.05))  # the instant is the test's to choose
+            process.kill()
+        assert process.wait_exit() == -signal.SIGKILL
+
+    process = host.start()
+    host.check(duplicates=repeats * KILLS, deadline_s=120)
+    assert process.stop() == 0
+    repeated = host.repeats()
+    assert max(repeated[pid] for pid in killed) <= repeats
+    assert repeated[process.pid] == 0
+    if handler == "publishing":
+        bodies = [fields[b"body"].decode() for _, fields in host.redis.xrange("out")]
+        assert sorted(bodies) == sorted(host.published)
+        assert host.counter("published") == len(host.published)
+
+
+@pytest.mark.parametrize("point", _AT_THE_END)
+def test_a_kill_at_the_idle_exit_loses_and_repeats_nothing(host: FaultHost, point: str) -> None:
+    host.use()
+    for _ in range(2):
+        host.fill(3)
+        process = host.start("orders", "--idle-timeout", "2.5s", WAKEQ_FAILPOINT=f"{point}:kill")
+        assert process.wait_exit() == -signal.SIGKILL
+    host.fill(3)
+    process = host.start("orders", "--idle-timeout", "2.5s")
+    assert process.wait_exit() == 0
+    host.check(duplicates=0)
+
+
+def test_a_kill_while_stopping_loses_and_repeats_nothing(host: FaultHost) -> None:
+    host.use("sluggish")
+    host.fill(100)
+    for _ in range(3):
+        process = host.start(WAKEQ_FAILPOINT="after_hand_back:kill")
+        host.wait_more_runs()
+        process.send(signal.SIGTERM)
+        assert process.wait_exit() == -signal.SIGKILL
+    host.start()
+    host.check(duplicates=3)
