@@ -25,7 +25,8 @@ CODE = """
 import time
 def handle(message):
     record(message.text())
-    time.sleep(0.2)
+    # Longer than the pause: else the lane goes on before the loop can ask.
+    time.sleep(4 if message.text() == "0" else 0.02)
 """
 
 
