@@ -127,15 +127,16 @@ def _journal_sink() -> Any:
     import structlog
     from systemd import journal
 
+    names = {"event_id": "MESSAGE_ID", "priority": "PRIORITY", "identifier": "SYSLOG_IDENTIFIER"}
+
     def write(_logger: object, _method: str, event: Any) -> str:
         text, detail = event.pop("event"), event.pop("detail", None)
-        fields = {
-            "MESSAGE_ID" if name == "event_id" else "PRIORITY" if name == "priority"
-            else f"WAKEQ_{name.upper()}": value if isinstance(value, bytes) else str(value)
-            for name, value in event.items()
-        }  # fmt: skip
+        fields = [_field("MESSAGE", f"{text}\n{detail}" if detail else text)]
+        for name, value in event.items():
+            fields.append(_field(names.get(name) or f"WAKEQ_{name.upper()}", value))
         try:
-            journal.send(f"{text}\n{detail}" if detail else text, **fields)
+            # Not journal.send, which looks for its caller in the stack, and would find this.
+            journal.sendv(*fields)
         except OSError:
             pass  # a journal that is down or full must not stop the handling of messages
         raise structlog.DropEvent
@@ -143,9 +144,15 @@ def _journal_sink() -> Any:
     logger = structlog.wrap_logger(None, processors=[write])
 
     def sink(_time: float, priority: int, component: str, event: str, fields: Fields) -> None:
-        logger.info(event, priority=priority, component=component, **fields)
+        identifier = f"wakeq-{component}"
+        logger.info(event, priority=priority, identifier=identifier, **fields)
 
     return sink
+
+
+def _field(name: str, value: object) -> bytes:
+    raw = value if isinstance(value, bytes) else str(value).encode(errors="backslashreplace")
+    return b"%b=%b" % (name.encode(), raw)
 
 
 def _terminal_sink() -> Any:

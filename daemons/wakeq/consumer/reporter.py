@@ -80,7 +80,7 @@ class Reporter:
         if self.is_ready:
             return
         self.is_ready = True
-        self._notifier.status(self._words("starting"))
+        self._notifier.status(self._words(self.state()))
         self._notifier.ready()
         self._log.debug(
             "consumer started", event_id=journal.CONSUMER_STARTED,
