@@ -32,6 +32,7 @@ class Acknowledger:
         self._publish = Script("publish_and_acknowledge")
         self.ready: tuple[list[bytes], list[bytes]] = ([], [])
         self._joint: list[tuple[list[Message], list[Publish]]] = []
+        self._discarded: tuple[list[bytes], list[bytes]] = ([], [])
         self._failures = 0
         # What is sent and not confirmed, by number: how to have it sent again.
         self._in_flight: dict[int, Callable[[], None]] = {}
@@ -40,7 +41,8 @@ class Acknowledger:
     @property
     def has_ready(self) -> bool:
         """Tell whether there is something to send."""
-        return bool(self.ready[STREAM] or self.ready[RETRY] or self._joint or self._failures)
+        ids = self.ready[STREAM] or self.ready[RETRY] or any(self._discarded)
+        return bool(ids or self._joint or self._failures)
 
     @property
     def is_settled(self) -> bool:
@@ -50,6 +52,10 @@ class Acknowledger:
     def add_ids(self, source: int, entry_ids: list[bytes]) -> None:
         """Acknowledge entries of one source."""
         self.ready[source].extend(entry_ids)
+
+    def discard(self, source: int, entry_ids: list[bytes]) -> None:
+        """Be rid of entries that are no messages (any more), and do not count."""
+        self._discarded[source].extend(entry_ids)
 
     def add_joint(self, messages: list[Message], publishes: list[Publish]) -> None:
         """Acknowledge messages in one step with publishing others."""
@@ -71,6 +77,8 @@ class Acknowledger:
         joint, self._joint = self._joint, []
         for messages, publishes in joint:
             self._send_joint(channel, messages, publishes)
+        for source in (STREAM, RETRY):
+            self._send_discarded(channel, source)
         if self._failures:
             self._send_failures(channel)
 
@@ -132,16 +140,27 @@ class Acknowledger:
         del self._in_flight[number]
         self._hand.drop(messages)
 
+    def _send_discarded(self, channel: Channel, source: int) -> None:
+        while ids := self._discarded[source][:_BATCH]:
+            del self._discarded[source][:_BATCH]
+            number = self._note(partial(self.discard, source, ids))
+            key = self._member.sources[source]
+            # In this order: what is only acknowledged would stay for ever, as nobody's.
+            if source == RETRY:
+                channel.ask(("XDEL", key, *ids), partial(self._confirm, -1))
+            command: list[Argument] = ["XACK", key, self._member.group, *ids]
+            channel.ask(command, partial(self._confirm, number))
+
     def _send_failures(self, channel: Channel) -> None:
         count, self._failures = self._failures, 0
         number = self._note(lambda: self._uncount(count))
         command = ("HINCRBY", self._member.stats, "failed", count)
-        channel.ask(command, partial(self._confirm_failures, number))
+        channel.ask(command, partial(self._confirm, number))
 
-    def _confirm_failures(self, number: int, reply: Reply) -> None:
+    def _confirm(self, number: int, reply: Reply) -> None:
         if isinstance(reply, ServerError) and reply.code in TRANSIENT:
             raise reply
-        del self._in_flight[number]
+        self._in_flight.pop(number, None)
 
     def _uncount(self, count: int) -> None:
         self._failures += count

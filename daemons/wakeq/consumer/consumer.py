@@ -109,7 +109,7 @@ class Consumer:
 
     def _put_together(self) -> None:
         self.reader.on_messages = self._take
-        self.reader.on_deleted = self.acknowledger.add_ids
+        self.reader.on_deleted = self.acknowledger.discard
         self.reader.on_bell = self._on_bell
         self.claimer.on_messages = self._on_claimed
         self.keeper.on_gone = self._on_gone
@@ -329,7 +329,7 @@ class Consumer:
 
     def _on_bell(self, entry_ids: list[bytes]) -> None:
         """Look for what another consumer says that it handed back."""
-        self.acknowledger.add_ids(RETRY, entry_ids)
+        self.acknowledger.discard(RETRY, entry_ids)
         self.claimer.next_at = monotonic()
 
     def _on_claimed(self, messages: list[Message]) -> None:
