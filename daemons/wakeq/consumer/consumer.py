@@ -12,7 +12,6 @@ its successor reads that first. A lost connection is the same on a small scale: 
 and not confirmed is sent again, pending messages that are not in hand are read again.
 """
 
-import gc
 import selectors
 from time import monotonic
 
@@ -36,7 +35,6 @@ from wakeq.service import DRAIN, NOW, Service
 from wakeq.wire import ServerError
 
 NEVER = float("inf")
-_DEFAULT_THRESHOLD = gc.get_threshold()
 # A read blocks no longer, so that a dead connection is noticed and the watchdog fed.
 _BLOCK_SECONDS = 5.0
 
@@ -76,7 +74,7 @@ class Consumer:
         self._exits_idle = bool(wake.listeners) or "idle_timeout" in service.options
         self._turned_at = monotonic()
         self._idle_at = self._turned_at + settings.idle_timeout if self._exits_idle else NEVER
-        self._flush_at = NEVER
+        self._flush_at = self._look_at = NEVER
         self._unsure: list[Message] | None = None
         self._last_look = False
         self._end_as = "stopped"
@@ -96,7 +94,6 @@ class Consumer:
         if not self.link.connect_at_start():
             return None
         self.lanes.start()
-        _calm_garbage_collection()
         while not self._ended:
             try:
                 self._turn()
@@ -123,7 +120,7 @@ class Consumer:
         self.link.on_down = self._on_down
         self.wake.watch(self.selector, self.report.figures)
         read = selectors.EVENT_READ
-        self.selector.register(self.lanes.bell, read, self.lanes.hear)
+        self.selector.register(self.lanes.bell, read, self._on_rung)
         self.selector.register(self.service.signal_fd, read, self.service.clear_signal)
 
     # -- the loop ------------------------------------------------------------------------
@@ -158,8 +155,8 @@ class Consumer:
 
     def _next_deadline(self) -> float:
         deadline = min(
-            self._turned_at + _BLOCK_SECONDS, self.limiter.next_at, self.drainer.next_at,
-            self.report.next_at,
+            self._turned_at + _BLOCK_SECONDS, self._look_at, self.limiter.next_at,
+            self.drainer.next_at, self.report.next_at,
         )  # fmt: skip
         if not self.link.is_up:
             return min(deadline, self.link.reconnect_at)
@@ -167,6 +164,8 @@ class Consumer:
 
     def _collect(self) -> None:
         """Take what the lanes are done with."""
+        if self._turned_at >= self._look_at:
+            self._look_at = NEVER
         done = self.lanes.done
         if not done:
             return
@@ -327,6 +326,11 @@ class Consumer:
 
     # -- what comes in between -----------------------------------------------------------
 
+    def _on_rung(self) -> None:
+        """Hear a lane, and look again when lanes that are silent since must be done."""
+        self.lanes.hear()
+        self._look_at = monotonic() + LOOK_AGAIN_SECONDS
+
     def _on_bell(self, entry_ids: list[bytes]) -> None:
         """Look for what another consumer says that it handed back."""
         self.acknowledger.discard(RETRY, entry_ids)
@@ -390,14 +394,3 @@ class Consumer:
         if not self.report.is_ready:
             return "starting"
         return "handling" if self.hand.unfinished else "idle"
-
-
-def _calm_garbage_collection() -> None:
-    """Have the garbage collector look at messages less often, and never at what is loaded.
-
-    A message is freed by its reference count; with the default threshold the collector takes a
-    tenth of the time of a fast handler. An application that has set it keeps its own.
-    """
-    gc.freeze()
-    if gc.get_threshold() == _DEFAULT_THRESHOLD:
-        gc.set_threshold(10_000, *_DEFAULT_THRESHOLD[1:])

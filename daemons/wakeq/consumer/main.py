@@ -32,6 +32,7 @@ def _handle(process: Service, wake: WakeSocket) -> int | None:
     handler = load(settings, process.name)
     name = f"{os.uname().nodename}/{process.name}"
     consumer = Consumer(process, settings, handler, wake, name)
+    interpreter.calm_garbage_collection()
     code = consumer.run()
     # A stop that came during the drain counts for more than the reload that began it.
     if consumer.reload_wanted and process.stop == RUN:
