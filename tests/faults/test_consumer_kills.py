@@ -61,7 +61,7 @@ def test_every_failpoint_of_the_consumer_is_killed_at() -> None:
 def test_a_hundred_kills_lose_nothing_and_repeat_what_was_in_flight(
     host: FaultHost, handler: str, concurrency: int, messages: int, repeats: int
 ) -> None:
-    host.use(handler, concurrency=concurrency)
+    host.use(handler, concurrency=concurrency, prefetch=512)
     chance = random.Random(f"{handler} {concurrency}")
     killed = []
     for _, point in zip(range(KILLS), cycle(_ALWAYS)):
