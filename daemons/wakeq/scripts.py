@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 
 _DIRECTORY = os.path.join(os.path.dirname(__file__), "lua")
+# Run also when Redis is out of memory. Room is made by trimming what was handled, so consumers
+# must be able to start; these two take a few bytes each.
+_RUN_WHEN_FULL = ("join", "ensure_group")
 
 
 class Script:
@@ -31,6 +34,8 @@ class Script:
         self.name = name
         with open(os.path.join(_DIRECTORY, f"{name}.lua"), "rb") as file:
             self.text = file.read()
+        if name in _RUN_WHEN_FULL:
+            self.text = b"#!lua flags=allow-oom\n" + self.text
         self._sent = False
         self._hash = b""
 

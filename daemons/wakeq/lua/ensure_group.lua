@@ -37,7 +37,7 @@ if position == '' then
   position = redis.call('HGET', KEYS[3], 'position') or ''
 end
 local id = ARGV[2]
-if position ~= '' then
+if string.match(position, '^%d+%-%d+$') then
   id = position
   local last = '0-0'
   if redis.call('EXISTS', KEYS[1]) == 1 then

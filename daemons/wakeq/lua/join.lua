@@ -12,10 +12,5 @@ local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] and holder ~= ARGV[2] then
   return holder
 end
-if holder == ARGV[1] then
-  -- Unlike SET, this works when Redis is out of memory.
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
-else
-  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
-end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return ''

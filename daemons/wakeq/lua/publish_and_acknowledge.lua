@@ -7,13 +7,13 @@
 -- ARGV[2]  delete    1: delete the entry too (it is ours), 0: keep it
 -- ARGV[3]  count of the handled messages, 1..1000, followed by their ids
 -- ARGV[..]           for each message to publish: how many arguments follow, then field,
---                    value, field, value ...
+--                    value, field, value ...; 1 to 3995 fields
 --
 -- Returns how many of the handled messages were pending until now; if none was, the caller
 -- asks a second time and nothing is published.
 --
 -- Atomic because either all of it happens or nothing: a stream that cannot be published to
--- is found before the first message is added.
+-- and a message that cannot be added are found before the first one is added.
 local handled = tonumber(ARGV[3])
 local ids = {}
 local pending = 0
@@ -30,7 +30,18 @@ for i = 3, #KEYS do
     return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is a ' .. kind .. ', not a stream')
   end
 end
-local at = 4 + handled
+local first = 4 + handled
+local at = first
+for i = 3, #KEYS do
+  local count = tonumber(ARGV[at])
+  -- Lua passes no more than 8000 arguments on.
+  if count < 2 or count % 2 == 1 or count > 7990 then
+    return redis.error_reply('ERR ' .. KEYS[i] .. ' cannot take a message of ' .. count / 2
+      .. ' fields, only of 1 to 3995')
+  end
+  at = at + 1 + count
+end
+at = first
 for i = 3, #KEYS do
   local count = tonumber(ARGV[at])
   redis.call('XADD', KEYS[i], '*', unpack(ARGV, at + 1, at + count))
