@@ -1,0 +1,295 @@
+"""wakeq-consumer as a process: how much it has in hand, in which order, and for how long."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from consumer_host import ConsumerHost
+from redis_servers import RedisServer, wait_until
+
+NAP = {"def": "import time\nnap = time.sleep\n", "async def": "import asyncio\n"}
+WAIT = {"def": "nap({})", "async def": "await asyncio.sleep({})"}
+KINDS = ("def", "async def")
+
+
+@pytest.fixture
+def host(short_dir: Path, redis: RedisServer) -> Iterator[ConsumerHost]:
+    host = ConsumerHost(short_dir, redis)
+    yield host
+    host.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_handles_as_many_at_once_as_it_may(host: ConsumerHost, kind: str) -> None:
+    code = f"""{NAP[kind]}
+running = 0
+{kind} handle(message):
+    global running
+    running += 1
+    while running < 6: {WAIT[kind].format(0.01)}
+    {WAIT[kind].format(0.1)}
+    record(running)
+"""
+    host.configure(handler=host.handler(code), concurrency=6)
+    host.publish(*range(6))
+    host.start()
+    host.wait_done()
+    assert max(map(int, host.records)) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keeps_the_order_of_each_key_in_many_lanes(host: ConsumerHost, kind: str) -> None:
+    code = f"""{NAP[kind]}
+import random
+{kind} handle(message):
+    {WAIT[kind].format("random.random() / 200")}
+    record(message.key.decode(), message.text())
+"""
+    host.configure(handler=host.handler(code), concurrency=8, order="key")
+    pipeline = host.redis.pipeline()
+    for number in range(1000):
+        pipeline.xadd("orders", {"wakeq.key": f"key{number % 23}", "body": number})
+    pipeline.execute()
+    host.start()
+    host.wait_done(20)
+    seen = defaultdict(list)
+    for line in host.records:
+        key, number = line.split()
+        seen[key].append(int(number))
+    assert len(seen) == 23
+    assert all(numbers == sorted(numbers) for numbers in seen.values())
+    assert sum(map(len, seen.values())) == 1000
+    # It was in different lanes that they were handled: over all keys the order is another.
+    assert [int(line.split()[1]) for line in host.records] != list(range(1000))
+
+
+def test_messages_without_a_key_use_all_lanes(host: ConsumerHost) -> None:
+    code = """
+import threading
+barrier = threading.Barrier(4)
+def handle(message):
+    barrier.wait(5)
+    record(message.text())
+"""
+    host.configure(handler=host.handler(code), concurrency=4, order="key")
+    host.publish(*range(4))
+    host.start()
+    host.wait_done()
+
+
+# -- in hand ----------------------------------------------------------------------------------
+
+
+def test_never_has_more_in_hand_than_prefetch_allows(host: ConsumerHost) -> None:
+    code = """
+import time
+started = time.monotonic()
+def handle(message):
+    if time.monotonic() - started > 1: time.sleep(0.05)
+"""
+    host.configure(handler=host.handler(code), concurrency=3, prefetch=20)
+    host.publish(*["x" * 100] * 5000)
+    host.start()
+    most = 0
+    deadline = time.monotonic() + 2.5
+    wait_until(lambda: host.redis.xinfo_groups("orders"))
+    while time.monotonic() < deadline:
+        most = max(most, host.pending())
+    # Those in hand, and those that are done, whose acknowledgement is under way.
+    assert 30 <= most <= 2 * 60
+
+
+def test_has_few_in_hand_when_each_takes_long(host: ConsumerHost) -> None:
+    code = "import time\ndef handle(message): record(1); time.sleep(0.1)\n"
+    host.configure(handler=host.handler(code), concurrency=2)
+    host.publish(*range(100))
+    host.start()
+    for count in range(1, 12):
+        host.wait_records(count)
+        assert host.pending() <= 6
+
+
+def test_has_many_in_hand_when_they_are_handled_fast_and_few_again_when_not(
+    host: ConsumerHost,
+) -> None:
+    code = """
+import time
+def handle(message):
+    if message.text() != "fast":
+        record(message.text())
+        time.sleep(0.002)
+"""
+    host.configure(handler=host.handler(code))
+    host.publish(*["fast"] * 20_000)
+    host.publish(*range(2_000))
+    host.start()
+    most = 0
+    while not host.records:
+        most = max(most, host.redis.exists("orders") and host.pending())
+    assert 256 <= most <= 2 * 512
+    # Half as many each time that they last too long; 512 last for more than a second.
+    wait_until(lambda: host.pending() <= 128, 30)
+    assert len(host.records) < 1800
+
+
+def test_large_messages_count_by_their_bytes(host: ConsumerHost) -> None:
+    code = """
+import time
+def handle(message):
+    record(len(message.body))
+    if len(host) > 40: time.sleep(1)
+    host.append(1)
+host = []
+"""
+    host.configure(handler=host.handler(code))
+    for _ in range(8):
+        host.publish(*[b"x" * 1_000_000] * 10)
+    host.start()
+    host.wait_records(43)
+    # 8 MB are enough: 8 messages, and what is acknowledged with the next read.
+    assert host.pending() <= 17
+
+
+def test_a_slow_message_does_not_hold_up_the_acknowledgement_of_others(
+    host: ConsumerHost,
+) -> None:
+    code = """
+import time
+def handle(message):
+    kind = message.text()
+    if kind == "slow":
+        record("slow")
+        while not path.exists(): time.sleep(0.01)
+        path.unlink()
+    elif kind == "quick":
+        time.sleep(0.0005)
+import pathlib
+path = pathlib.Path(GO)
+""".replace("GO", repr(str(host.directory / "go")))
+    host.configure(handler=host.handler(code))
+    host.start()
+    wait_until(host.alive)
+    for number in range(1, 11):
+        host.publish("fast", "quick", "quick", "slow")
+        host.wait_records(number)
+        host.wait_pending(1, 0.5)
+        (host.directory / "go").touch()
+        host.wait_done()
+
+
+# -- time-outs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", ["", "@wakeq.batch(1)\n"])
+def test_cancels_a_coroutine_that_takes_too_long_and_goes_on(
+    host: ConsumerHost, batch: str
+) -> None:
+    code = f"""
+import asyncio, wakeq
+{batch}async def handle(message):
+    message = message if isinstance(message, wakeq.Message) else message[0]
+    try:
+        if message.text() == "slow": await asyncio.sleep(30)
+        record(message.text())
+    except asyncio.CancelledError:
+        record("cancelled")
+        raise
+"""
+    host.configure(handler=host.handler(code), timeout="100ms")
+    (slow,) = host.publish("slow")
+    host.publish("a", "b")
+    consumer = host.start()
+    consumer.wait_log("TimedOut: took longer than timeout allows")
+    assert host.wait_records(3) == ["cancelled", "a", "b"]
+    wait_until(lambda: host.stats().get("handled") == "2")
+    assert host.stats()["failed"] == "1"
+    (pending,) = host.redis.xpending_range("orders", "orders", "-", "+", 9)
+    assert pending["message_id"] == slow
+    assert consumer.stop() == 0
+    assert consumer.count("Traceback") == 0
+
+
+def test_a_coroutine_may_use_time_outs_of_its_own(host: ConsumerHost) -> None:
+    code = """
+import asyncio
+async def handle(message):
+    try:
+        async with asyncio.timeout(0.01): await asyncio.sleep(30)
+    except TimeoutError:
+        record("own")
+    if message.text() == "slow": await asyncio.sleep(30)
+"""
+    host.configure(handler=host.handler(code), timeout="200ms")
+    host.publish("slow", "quick", "slow", "quick")
+    consumer = host.start()
+    consumer.wait_log("took longer than timeout allows", times=2)
+    host.wait_records(4)
+    wait_until(lambda: host.stats().get("handled") == "2")
+
+
+def test_is_replaced_when_a_coroutine_does_not_end(host: ConsumerHost) -> None:
+    code = """
+import asyncio, time
+async def handle(message):
+    record("begun")
+    if message.text() == "stuck": time.sleep(60)
+"""
+    host.configure(handler=host.handler(code), timeout="100ms", drain_timeout="1s")
+    (stuck,) = host.publish("stuck")
+    host.publish("a")
+    consumer = host.start()
+    assert consumer.wait_exit() == 75
+    assert consumer.count("took longer than timeout allows") == 1
+    assert "a handler does not end and cannot be ended" in consumer.output
+    assert stuck.decode() in consumer.output
+
+
+def test_is_replaced_when_a_function_takes_too_long(host: ConsumerHost) -> None:
+    code = """
+import time
+def handle(message):
+    record(message.text())
+    if message.text() == "stuck": time.sleep(60)
+    else: time.sleep(0.15)
+"""
+    host.configure(handler=host.handler(code), timeout="500ms", concurrency=2, prefetch=5)
+    (stuck,) = host.publish("stuck")
+    host.publish(*range(8))
+    consumer = host.start()
+    assert consumer.wait_exit() == 75
+    (line,) = [line for line in consumer.lines if "message failed" in line]
+    assert stuck.decode() in line
+    assert "TimedOut: took longer than timeout allows" in line
+    assert "left, because a handler does not end and cannot be ended" in consumer.output
+    assert host.stats()["failed"] == "1"
+    # Each of the others was either handled and acknowledged, or is there for the next one.
+    handled = int(host.stats()["handled"])
+    assert handled == len(host.records) - 1
+    assert host.alive() is None
+    host.configure(handler=host.handler("def handle(message): record(message.text())\n"))
+    host.start()
+    host.wait_done()
+    again = host.records[handled + 1 :]
+    assert sorted(again) == sorted(
+        {"stuck", *map(str, range(8))} - set(host.records[1 : handled + 1])
+    )
+
+
+def test_all_messages_of_a_batch_that_takes_too_long_have_failed(host: ConsumerHost) -> None:
+    code = """
+import time, wakeq
+@wakeq.batch(10)
+def handle(messages): record(len(messages)); time.sleep(60)
+"""
+    host.configure(handler=host.handler(code), timeout="200ms")
+    host.publish("a", "b")
+    consumer = host.start()
+    assert consumer.wait_exit() == 75
+    assert consumer.count("message failed") == int(host.records[0])
+    assert host.stats()["failed"] == host.records[0]
+    assert host.pending() == 2 or int(host.records[0]) == 1
