@@ -7,6 +7,7 @@ arguments, notifications and exit codes are dealt with here and in `systemd` onl
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -124,6 +125,9 @@ def run(
         body: the daemon; returns an exit code, or None for 0.
         argv: the arguments, those of the process if None.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a handler prints is in the journal at once, and not lost if the process is killed.
+        sys.stdout.reconfigure(line_buffering=True)
     arguments = sys.argv[1:] if argv is None else argv
     log = journal.Log(program.name.removeprefix("wakeq-"))
     code: int | None = EX_SOFTWARE

@@ -101,6 +101,9 @@ def body(service):
             print("woke", flush=True)
         print(service.stop, service.reload, flush=True)
         return 3
+    if what == "killed":
+        print("order 7")
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "fault":
         raise RuntimeError("broken")
     if what.endswith("Error"):
@@ -145,6 +148,13 @@ def test_a_fault_of_its_own_is_logged_with_its_traceback(tmp_path: Path) -> None
     assert code == 70
     assert "stopped by a fault in wakeq itself" in err
     assert "RuntimeError: broken" in err
+
+
+def test_what_was_printed_is_out_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, "killed")
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGKILL
+    assert out == "order 7\n"
 
 
 def test_wrong_usage_is_one_line_and_a_hint(tmp_path: Path) -> None:
