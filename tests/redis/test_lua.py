@@ -573,7 +573,7 @@ def publish(run: Run) -> Callable[..., int]:
     def publish(
         ids: list[str], *messages: tuple[str, list[Any]], delete: int = 0, stream: str = S
     ) -> int:
-        arguments: list[Any] = [G, delete, len(ids), *ids]
+        arguments: list[Any] = [G, delete, "", len(ids), *ids]
         for _, items in messages:
             arguments += [len(items), *items]
         names = [stream, STATS, *(target for target, _ in messages)]

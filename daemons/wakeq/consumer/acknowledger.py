@@ -21,6 +21,7 @@ class Acknowledger:
 
     Attributes:
         ready: the ids to acknowledge, for each source.
+        unpublished: messages whose publishing is not confirmed yet.
         on_refused: called with messages whose publishing the server refuses for good.
     """
 
@@ -31,6 +32,7 @@ class Acknowledger:
         self._acknowledge = Script("acknowledge")
         self._publish = Script("publish_and_acknowledge")
         self.ready: tuple[list[bytes], list[bytes]] = ([], [])
+        self.unpublished: set[Message] = set()
         self._joint: list[tuple[list[Message], list[Publish]]] = []
         self._discarded: tuple[list[bytes], list[bytes]] = ([], [])
         self._failures = 0
@@ -60,6 +62,7 @@ class Acknowledger:
     def add_joint(self, messages: list[Message], publishes: list[Publish]) -> None:
         """Acknowledge messages in one step with publishing others."""
         self._joint.append((messages, publishes))
+        self.unpublished.update(messages)
 
     def count_failure(self) -> None:
         """Count a message that failed."""
@@ -76,7 +79,7 @@ class Acknowledger:
                 self.ready[source].clear()
         joint, self._joint = self._joint, []
         for messages, publishes in joint:
-            self._send_joint(channel, messages, publishes)
+            self._send_joint(channel, messages, publishes, position)
         for source in (STREAM, RETRY):
             self._send_discarded(channel, source)
         if self._failures:
@@ -114,11 +117,11 @@ class Acknowledger:
             drop(entry_id, None)
 
     def _send_joint(
-        self, channel: Channel, messages: list[Message], publishes: list[Publish]
+        self, channel: Channel, messages: list[Message], publishes: list[Publish], position: bytes
     ) -> None:
         source = messages[0].source
         number = self._note(lambda: self._joint.append((messages, publishes)))
-        arguments: list[Argument] = [self._member.group, 1 if source == RETRY else 0]
+        arguments: list[Argument] = [self._member.group, 1 if source == RETRY else 0, position]
         arguments += [len(messages), *(message.entry_id for message in messages)]
         for publish in publishes:
             arguments += [len(publish.items), *publish.items]
@@ -131,13 +134,17 @@ class Acknowledger:
 
     def _confirm_joint(self, number: int, messages: list[Message], reply: Reply) -> None:
         if isinstance(reply, ServerError):
-            if reply.code in TRANSIENT:
+            # Without its group a message is not pending: it is read and handled again, once
+            # there is the group again.
+            if reply.code in TRANSIENT or reply.code == "NOGROUP":
                 raise reply
             del self._in_flight[number]
+            self.unpublished.difference_update(messages)
             self.on_refused(messages, reply)
             return
         failpoint.hit("after_acknowledge")
         del self._in_flight[number]
+        self.unpublished.difference_update(messages)
         self._hand.drop(messages)
 
     def _send_discarded(self, channel: Channel, source: int) -> None:

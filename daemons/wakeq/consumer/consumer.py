@@ -13,6 +13,7 @@ and not confirmed is sent again, pending messages that are not in hand are read 
 """
 
 import selectors
+from collections.abc import Collection
 from time import monotonic
 
 from wakeq import failpoint
@@ -115,7 +116,7 @@ class Consumer:
         self.limiter.on_stuck = self._on_stuck
         self.report.in_hand = lambda: self.hand.unfinished
         self.report.state = self._state
-        self.link.position = self._position
+        self.link.position = self._last_known
         self.link.on_up = self._on_up
         self.link.on_down = self._on_down
         self.wake.watch(self.selector, self.report.figures)
@@ -383,10 +384,14 @@ class Consumer:
         self.claimer.restart()
         self._flush_at = NEVER
 
-    def _position(self) -> bytes:
+    def _position(self, undone: Collection[Message] = ()) -> bytes:
         """Return up to where the stream was handled, empty if not known."""
         last_read = self.reader.last_read
-        return self.hand.position(last_read) if last_read else b""
+        return self.hand.position(last_read, undone) if last_read else b""
+
+    def _last_known(self) -> bytes:
+        """Return from where on the stream must be read again if the group is lost."""
+        return self._position(self.acknowledger.unpublished)
 
     def _state(self) -> str:
         if self.drainer.draining:

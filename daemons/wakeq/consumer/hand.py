@@ -1,5 +1,7 @@
 """What a consumer has in hand: messages that were read and are not yet acknowledged."""
 
+from collections.abc import Collection
+
 from wakeq import keys
 from wakeq.message import Message
 
@@ -67,10 +69,15 @@ class Hand:
         """Return the messages that are still to be handled."""
         return [m for held in self.messages for m in held.values() if not m.finished]
 
-    def position(self, last_read: bytes) -> bytes:
-        """Return the id up to which the stream has been handled, having been read to another."""
+    def position(self, last_read: bytes, undone: Collection[Message] = ()) -> bytes:
+        """Return the id up to which the stream has been handled.
+
+        Args:
+            last_read: the id up to which it has been read.
+            undone: what does not count as handled, although its handler is done.
+        """
         for entry_id, message in self.messages[STREAM].items():
-            if not message.finished:
+            if not message.finished or message in undone:
                 return min(before(entry_id), last_read, key=parse_id)
         return last_read
 

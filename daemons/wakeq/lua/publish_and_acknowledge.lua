@@ -5,7 +5,8 @@
 -- KEYS[3..] the streams to publish to, one for each message, in order
 -- ARGV[1]  group
 -- ARGV[2]  delete    1: delete the entry too (it is ours), 0: keep it
--- ARGV[3]  count of the handled messages, 1..1000, followed by their ids
+-- ARGV[3]  position  id up to which S has been delivered and handled, or '' to leave it
+-- ARGV[4]  count of the handled messages, 1..1000, followed by their ids
 -- ARGV[..]           for each message to publish: how many arguments follow, then field,
 --                    value, field, value ...; 1 to 3995 fields
 --
@@ -14,10 +15,10 @@
 --
 -- Atomic because either all of it happens or nothing: a stream that cannot be published to
 -- and a message that cannot be added are found before the first one is added.
-local handled = tonumber(ARGV[3])
+local handled = tonumber(ARGV[4])
 local ids = {}
 local pending = 0
-for i = 4, 3 + handled do
+for i = 5, 4 + handled do
   ids[#ids + 1] = ARGV[i]
   pending = pending + #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)
 end
@@ -30,7 +31,7 @@ for i = 3, #KEYS do
     return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is a ' .. kind .. ', not a stream')
   end
 end
-local first = 4 + handled
+local first = 5 + handled
 local at = first
 for i = 3, #KEYS do
   local count = tonumber(ARGV[at])
@@ -53,4 +54,7 @@ if ARGV[2] == '1' then
 end
 redis.pcall('HINCRBY', KEYS[2], 'handled', acknowledged)
 redis.pcall('HINCRBY', KEYS[2], 'published', #KEYS - 2)
+if ARGV[3] ~= '' then
+  redis.pcall('HSET', KEYS[2], 'position', ARGV[3])
+end
 return acknowledged
