@@ -734,7 +734,7 @@ def test_publish_and_acknowledge_does_nothing_when_memory_is_full(
     three_pending(client)
     run = runner(full(), way)
     for name, names, arguments in (
-        ("publish_and_acknowledge", [S, STATS, "a"], [G, 0, 1, "1-0", 2, "x", "1"]),
+        ("publish_and_acknowledge", [S, STATS, "a"], [G, 0, "", 1, "1-0", 2, "x", "1"]),
         ("publish_once", ["a", keys.dedup("a", "k")], [1000, "x", "1"]),
     ):
         with pytest.raises(ServerError) as caught:
