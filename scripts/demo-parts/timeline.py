@@ -128,11 +128,11 @@ class Demo:
         while stories:
             for name in list(stories):
                 missing = next(stories[name], "")
-                if not missing:
-                    del stories[name]
-                elif any(self._host.consumers[name].exits):
+                if any(self._host.consumers[name].exits):
                     code = self._host.consumers[name].exits[-1]
                     raise DemoError(f"{name}: exited with {code}", name)
+                if not missing:
+                    del stories[name]
                 elif time.monotonic() > deadline:
                     text = f"{name}: waited {GIVE_UP_SECONDS} s in vain for {missing}"
                     raise DemoError(text, name, "wakeup")
