@@ -327,8 +327,9 @@ class Cluster:
                     node.client().exists(key)
                     return index
                 except redis.ResponseError as error:
-                    # It is moving away; redis-py's class for that depends on its version.
-                    if isinstance(error, redis.exceptions.AskError) or str(error)[:4] == "ASK ":
+                    # ASK: it is moving away. Older versions of redis-py have no class for that
+                    # here, newer ones make MovedError a subclass of it.
+                    if type(error) is redis.exceptions.AskError or str(error)[:4] == "ASK ":
                         return index
         raise AssertionError(f"nobody has {key}")
 
