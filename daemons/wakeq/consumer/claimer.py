@@ -16,8 +16,6 @@ _FORGET_MS = 24 * 3600 * 1000
 _MOST = 1000
 # The first look waits until the consumer's own messages are being handled.
 _FIRST_LOOK_SECONDS = 0.1
-# With its hands full, a consumer looks whether there is room as often as this.
-_FULL_SECONDS = 0.5
 
 
 class Claimer:
@@ -25,12 +23,14 @@ class Claimer:
 
     Attributes:
         busy: a look is under way.
+        more: the last look left something for want of room.
         next_at: when to look again.
         on_messages: called with the messages claimed, if any.
     """
 
     def __init__(self, member: Member, settings: Consumer) -> None:
         self.busy = False
+        self.more = False
         self.next_at = monotonic() + _FIRST_LOOK_SECONDS
         self.on_messages: Callable[[list[Message]], None]
         self._member = member
@@ -38,6 +38,7 @@ class Claimer:
         self._idle_ms = int(settings.claim_after * 1000)
         self._claim = Script("claim")
         self._open = 0
+        self._full_room = settings.prefetch * settings.concurrency
 
     def restart(self) -> None:
         """Forget a look whose replies will not come."""
@@ -47,12 +48,13 @@ class Claimer:
 
     def tick(self, now: float, channel: Channel, room: int) -> None:
         """Look at both streams if it is time, and claim at most `room` messages of each."""
-        if now < self.next_at:
+        due = now >= self.next_at
+        if due:
+            self.next_at = now + self._interval
+            self.more = True  # until there is room for a look
+        if self.busy or room <= 0 or not (due or (self.more and room * 2 >= self._full_room)):
             return
-        if self.busy or room <= 0:
-            self.next_at = now + _FULL_SECONDS
-            return
-        self.next_at = now + self._interval
+        self.more = False
         self.busy = True
         for source, key in enumerate(self._member.sources):
             self._open += 1
@@ -89,7 +91,7 @@ class Claimer:
         stream = self._member.stream
         messages = [Message(stream, source, entry_id, items) for entry_id, items in reply]
         if len(messages) >= most:
-            self.next_at = monotonic()  # there may be more than there was room for
+            self.more = True
         self._done()
         if messages:
             self.on_messages(messages)

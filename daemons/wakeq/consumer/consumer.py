@@ -48,17 +48,16 @@ class Consumer:
         settings: the consumer's.
         handler: what to call for each message.
         wake: the wake socket.
-        consumer: the consumer's name in the group.
+        name: the consumer's, in the group.
     """
 
     def __init__(
-        self, service: Service, settings: Settings, handler: Handler, wake: WakeSocket,
-        consumer: str,
-    ) -> None:  # fmt: skip
+        self, service: Service, settings: Settings, handler: Handler, wake: WakeSocket, name: str
+    ) -> None:
         self.service = service
         self.settings = settings
         self.wake = wake
-        self.member = Member(settings.stream, settings.group, consumer)
+        self.member = Member(settings.stream, settings.group, name)
         self.hand = Hand()
         self.lanes = make_lanes(handler, settings.concurrency, settings.order == "key")
         self.reader = Reader(self.member, settings, self.hand)
@@ -254,9 +253,9 @@ class Consumer:
         if now >= self.keeper.next_at:
             self.keeper.tick(now, self.link.writing)
             self.link.writing.flush()
-        if now >= self.claimer.next_at:
-            room = self.reader.pace.most - self.hand.unfinished
-            self.claimer.tick(now, self.link.writing, 0 if self.drainer.draining else room)
+        if self.claimer.more or now >= self.claimer.next_at:
+            room = 0 if self.drainer.draining else self.reader.pace.most - self.hand.unfinished
+            self.claimer.tick(now, self.link.writing, room)
             self.link.writing.flush()
 
     # -- sleeping and ending -------------------------------------------------------------
