@@ -10,6 +10,8 @@ FIRST_ID = b"wakeq.first_id"
 HANDED_BACK = b"wakeq.handed_back"
 
 Value = bytes | str | int | float
+# Spelled out, because a dict[str, ...] is no Mapping[str | bytes, ...] to a type checker.
+Fields = Mapping[str, Value] | Mapping[bytes, Value] | Mapping[str | bytes, Value]
 
 
 class Message:
@@ -106,7 +108,7 @@ class Publish:
         stream: str,
         body: object = None,
         *,
-        fields: Mapping[str | bytes, Value] | None = None,
+        fields: Fields | None = None,
         key: str | bytes | None = None,
     ) -> None:
         """Describe a message.
@@ -127,7 +129,7 @@ class Publish:
 
 def encode(
     body: object = None,
-    fields: Mapping[str | bytes, Value] | None = None,
+    fields: Fields | None = None,
     key: str | bytes | None = None,
 ) -> list[bytes]:
     """Return the fields of an entry in Redis's order: field, value, field, value …"""

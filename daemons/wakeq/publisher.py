@@ -9,14 +9,14 @@ message twice, unless it has a deduplication key: then it is, a few times, and h
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Self
 
 import redis
 
 from wakeq.config import Config
 from wakeq.errors import WakeqError
-from wakeq.message import Publish, Value
+from wakeq.message import Fields, Publish
 from wakeq.publishing import Core, Exchange, Outcome, Steps, UnconfirmedError
 from wakeq.redis_client import Servers, explained
 from wakeq.redis_url import RedisURL
@@ -109,7 +109,7 @@ class Publisher(_Publisher):
         stream: str,
         body: object = None,
         *,
-        fields: Mapping[str | bytes, Value] | None = None,
+        fields: Fields | None = None,
         key: str | bytes | None = None,
         dedup: str | None = None,
         dedup_window: float = 86400.0,
@@ -188,7 +188,7 @@ class AsyncPublisher(_Publisher):
         stream: str,
         body: object = None,
         *,
-        fields: Mapping[str | bytes, Value] | None = None,
+        fields: Fields | None = None,
         key: str | bytes | None = None,
         dedup: str | None = None,
         dedup_window: float = 86400.0,
@@ -224,7 +224,7 @@ class AsyncPublisher(_Publisher):
 def _message(
     stream: str,
     body: object,
-    fields: Mapping[str | bytes, Value] | None,
+    fields: Fields | None,
     key: str | bytes | None,
 ) -> Publish:
     if not stream:
