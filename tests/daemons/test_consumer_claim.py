@@ -249,8 +249,8 @@ def handle(message):
     time.sleep(0.25 + random.random() / 10)
 """
     host.configure(handler=host.handler(code), concurrency=100, drain_timeout="300ms")
-    host.publish(*range(100))
-    for _ in range(3):
+    for number in range(3):
+        host.publish(*range(number * 100, number * 100 + 100))
         before = len(host.records)
         consumer = host.start()
         wait_until(lambda before=before: len(host.records) > before)  # type: ignore[misc]
@@ -258,5 +258,5 @@ def handle(message):
     host.configure(handler=host.handler(RECORD), concurrency=100)
     host.start()
     host.wait_done()
-    assert {int(line) for line in host.records} == set(range(100))
-    assert host.stats()["handled"] == "100"
+    assert {int(line) for line in host.records} == set(range(300))
+    assert host.stats()["handled"] == "300"
