@@ -292,7 +292,7 @@ class Consumer:
         if self.service.stop >= DRAIN and not self.drainer.draining:
             self._exit_code = 0
             self.report.stopping("draining")
-            self.drainer.begin(self.link, self.reader)
+            self.drainer.begin()
 
     def _reload(self) -> None:
         """Read the configuration anew; if it is right, drain and begin again with it."""
@@ -304,11 +304,11 @@ class Consumer:
         self.service.notifier.reloading()
         self._end_as = "restarted for a reload"
         self.reload_wanted = True
-        self.drainer.begin(self.link, self.reader)
+        self.drainer.begin()
 
     def _drain(self, now: float) -> None:
         at_once = self.service.stop >= NOW
-        self.drainer.tick(now, self.link, at_once, self.service.notifier.extend)
+        self.drainer.tick(now, self.link, self.reader, at_once, self.service.notifier.extend)
         if self.drainer.is_over(self.acknowledger, self.reader, self.link):
             self._leave()
 
@@ -355,7 +355,7 @@ class Consumer:
         if not self.drainer.draining:
             self.report.stuck(messages)
             self._exit_code = EX_TEMPFAIL
-            self.drainer.begin(self.link, self.reader)
+            self.drainer.begin()
 
     def _after_pause(self) -> None:
         """Make sure, after a long pause of this process, that what is in hand is still ours."""

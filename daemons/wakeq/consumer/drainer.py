@@ -20,6 +20,7 @@ from wakeq.message import Message
 
 # Asked for again and again while draining, so that TimeoutStopSec= does not cut it off.
 _EXTEND_SECONDS = 5.0
+_UNBLOCK_SECONDS = 0.1
 NEVER = float("inf")
 
 
@@ -40,28 +41,30 @@ class Drainer:
         self._lanes = lanes
         self._keeper = keeper
         self._timeout = drain_timeout
-        self._drain_by = NEVER
+        self._drain_by = self._extend_at = self._unblock_at = NEVER
         self._to_hand_back: list[Message] = []
 
-    def begin(self, link: Link, reader: Reader) -> None:
+    def begin(self) -> None:
         """Take no more, and give up what no lane has begun."""
         now = monotonic()
         self.draining = True
-        self.next_at = now
+        self.next_at = self._extend_at = self._unblock_at = now
         self._drain_by = now + self._timeout
         self.give_up(self._lanes.take_back())
-        if link.is_up and reader.waiting:
-            unblock = ("CLIENT", "UNBLOCK", link.reading.connection.client_id)
-            # Without the right to this the read ends by itself, seconds later.
-            link.writing.ask(unblock, lambda _reply: None)
-            link.writing.flush()
 
     def give_up(self, messages: list[Message]) -> None:
         """Hand messages back instead of handling them."""
         self._hand.finish(messages)
         self._to_hand_back += messages
 
-    def tick(self, now: float, link: Link, at_once: bool, extend: Callable[[float], None]) -> None:
+    def tick(
+        self,
+        now: float,
+        link: Link,
+        reader: Reader,
+        at_once: bool,
+        extend: Callable[[float], None],
+    ) -> None:
         """Hand back what was given up; when time is up, give up what is being handled."""
         if now >= self._drain_by or at_once:
             stop = self._lanes.handler.stop
@@ -75,10 +78,19 @@ class Drainer:
             link.writing.flush()
             failpoint.hit("after_hand_back")
             self._to_hand_back = []
-        if now >= self.next_at:
+        if now >= self._extend_at:
             extend(2 * _EXTEND_SECONDS)
-            self.next_at = now + _EXTEND_SECONDS
-        self.next_at = min(self.next_at, self._drain_by)
+            self._extend_at = now + _EXTEND_SECONDS
+        if not reader.waiting:
+            self._unblock_at = NEVER
+        elif now >= self._unblock_at and link.is_up:
+            # Asked again until it works: the server may see to this connection first and get
+            # the read after it. Without the right to it the read ends by itself, seconds later.
+            self._unblock_at = now + _UNBLOCK_SECONDS
+            unblock = ("CLIENT", "UNBLOCK", link.reading.connection.client_id)
+            link.writing.ask(unblock, lambda _reply: None)
+            link.writing.flush()
+        self.next_at = min(self._extend_at, self._unblock_at, self._drain_by)
 
     def is_over(self, acknowledger: Acknowledger, reader: Reader, link: Link) -> bool:
         """Tell whether nothing is left to wait for."""
