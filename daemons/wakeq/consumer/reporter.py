@@ -10,6 +10,7 @@ from wakeq.errors import HandlerFailure, Reject, Retry
 from wakeq.message import Message
 from wakeq.service import Service
 
+NEVER = float("inf")
 _TICK_SECONDS = 1.0
 
 
@@ -18,14 +19,13 @@ class Reporter:
 
     Attributes:
         handled, failed: messages, since the start.
-        next_at: when there will be something new to tell; infinite if nothing happens.
         is_ready: READY=1 was said.
     """
 
     def __init__(self, service: Service, member: Member) -> None:
         self.handled = 0
         self.failed = 0
-        self.next_at = monotonic() + _TICK_SECONDS
+        self._tell_at = monotonic() + _TICK_SECONDS
         self.is_ready = False
         self.in_hand: Callable[[], int] = lambda: 0
         self.state: Callable[[], str] = lambda: "starting"
@@ -33,24 +33,30 @@ class Reporter:
         self._notifier = service.notifier
         self._member = member
         self._log = service.log
-        self._started = self._told_at = self._fed_at = monotonic()
+        self._started = self._told_at = monotonic()
+        # Twice as often as sd_watchdog_enabled(3) wants it, as the loop may be late.
+        self._feed_seconds = self._notifier.watchdog_seconds / 4
+        self._feed_at = self._started if self._feed_seconds else NEVER
         self._handled_then = 0
         self._rate = 0.0
         self._told = ""
         self._is_down = False
         self._names = {"stream": member.stream, "group": member.group}
 
+    @property
+    def next_at(self) -> float:
+        """When there will be something to tell."""
+        return min(self._tell_at, self._feed_at)
+
     def tick(self, now: float) -> None:
         """Feed the watchdog, and bring the status up to date once a second."""
-        if self._notifier.watchdog_seconds and (
-            now - self._fed_at > self._notifier.watchdog_seconds / 4
-        ):
-            self._fed_at = now
+        if now >= self._feed_at:
+            self._feed_at = now + self._feed_seconds
             self._notifier.alive()
         state = self.state()
-        if now < self.next_at:
+        if now < self._tell_at:
             if state != self._told:
-                self.next_at = min(self.next_at, self._told_at + _TICK_SECONDS)
+                self._tell_at = min(self._tell_at, self._told_at + _TICK_SECONDS)
             return
         self._rate = (self.handled - self._handled_then) / max(0.001, now - self._told_at)
         self._handled_then, self._told_at, self._told = self.handled, now, state
@@ -60,7 +66,7 @@ class Reporter:
         # there is something to say.
         if not self._rate or journal.has_waiting():
             journal.open_log()
-        self.next_at = float("inf") if state == "idle" and not self._rate else now + _TICK_SECONDS
+        self._tell_at = NEVER if state == "idle" and not self._rate else now + _TICK_SECONDS
 
     def figures(self) -> dict[str, object]:
         """Return what the wake socket answers to `status`."""
@@ -105,7 +111,7 @@ class Reporter:
         """Say once that Redis is back."""
         if self._is_down:
             self._is_down = False
-            self.next_at = monotonic()
+            self._tell_at = monotonic()
             self._log.info("found Redis again", event_id=journal.REDIS_BACK)
 
     def group_made_again(self, position: str) -> None:
