@@ -30,7 +30,7 @@ ROUNDS = 3
 BODY = b"x" * 100
 BIN = os.path.dirname(sys.executable)
 
-HANDLERS = '''
+HANDLERS = """
 import atexit, os, time
 imported = time.monotonic()
 seen = []
@@ -59,7 +59,7 @@ def stamp_at_once(message):
 def tell():
     with open(OUT + "/told", "w") as file:
         file.write(repr((count, first, last, seen)))
-'''
+"""
 
 
 class Bench:
@@ -251,7 +251,7 @@ class Activator:
 
     def _start(self) -> int:
         # A shell sets LISTEN_PID, which the consumer must see as its own, and becomes it.
-        script = "export LISTEN_PID=$$; exec \"$0\" \"$@\" 3<&0"
+        script = 'export LISTEN_PID=$$; exec "$0" "$@" 3<&0'
         environment = {**os.environ, "LISTEN_FDS": "1", "ACTIVATED": repr(time.monotonic())}
         return os.posix_spawn(
             "/bin/sh", ["sh", "-c", script, *self._argv], environment,
@@ -346,7 +346,9 @@ def sleepers(bench: Bench, count: int = 1000, seconds: float = 65.0) -> None:
         shutil.rmtree(f"{bench.folder}/run/consumer")
         os.makedirs(f"{bench.folder}/run/consumer")
     rate = (after - before - 1) / count / seconds * 60
-    bench.row(f"wakeq-wakeup, {count:,} sleepers: memory", f"{memory:.0f} MB own, {whole:.0f} MB RSS")
+    bench.row(
+        f"wakeq-wakeup, {count:,} sleepers: memory", f"{memory:.0f} MB own, {whole:.0f} MB RSS"
+    )
     bench.row("  Redis commands per sleeper and minute, at rest", f"{rate:.3f}")
     bench.row("  CPU at rest", f"{ticks / os.sysconf('SC_CLK_TCK') / seconds:.2%}")
 
