@@ -1,0 +1,52 @@
+# Made by scripts/build-man from the programs: change those.
+complete -c wakeq -f
+function __wakeq_consumers --description 'The consumers of this host'
+    set -l config /etc/wakeq
+    set -q WAKEQ_CONFIG_DIR; and set config $WAKEQ_CONFIG_DIR
+    set -l runtime /run/wakeq
+    set -q WAKEQ_RUNTIME_DIR; and set runtime $WAKEQ_RUNTIME_DIR
+    for file in $config/consumers/*.toml $runtime/consumer/*.sock
+        string replace -r '^.*/(.*)\.(toml|sock)$' '$1' $file | string match -rv '^_'
+    end
+end
+complete -c wakeq -l help -d 'show this and exit'
+complete -c wakeq -l redis-url -d 'the Redis server: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// (default: redis://127.0.0.1:6379/0) [WAKEQ_REDIS_URL]' -x
+complete -c wakeq -l config-dir -d 'where wakeq.toml and consumers/ are (default: /etc/wakeq) [WAKEQ_CONFIG_DIR]' -x -a '(__fish_complete_directories)'
+complete -c wakeq -l runtime-dir -d 'where consumer/NAME.sock are (default: /run/wakeq) [WAKEQ_RUNTIME_DIR]' -x -a '(__fish_complete_directories)'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -l version -d 'show the version and exit'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a publish -d 'Publish messages to a stream.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a produce -d 'Publish messages as load.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a status -d 'Show streams, groups and consumers; wakes nobody.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a peek -d 'Look at messages of a stream; nothing is changed.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a wake -d 'Wake a consumer of this host, and show its answer.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a check -d 'Look for what is wrong on this host; wakes nobody.'
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l field -d 'a field; may be given several times' -x
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l key -d 'messages with one key are handled in order' -x
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l dedup -d 'publish only if no message was with this key, lately' -x
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l dedup-window -d 'how long --dedup is remembered (default: 24h)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l count -d 'publish the same message N times (default: 1)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l lines -d 'each line of stdin is the body of a message'
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l quiet -d 'do not print the ids'
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from produce' -l count -d 'how many messages, 0 for no end (default: 1000)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from produce' -l interval -d 'between two messages of a worker (default: none)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from produce' -l rate -d 'messages a second, over all workers' -x
+complete -c wakeq -n '__fish_seen_subcommand_from produce' -l workers -d 'how many producers to be (default: 1)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from produce' -l payload-keys -d 'fields key_0 ... of 32 characters each (default: 1)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from produce' -l size -d 'a body of this size instead' -x
+complete -c wakeq -n '__fish_seen_subcommand_from produce' -l words -d 'values are words, not hexadecimal digits'
+complete -c wakeq -n '__fish_seen_subcommand_from produce' -l quiet -d 'no progress bar'
+complete -c wakeq -n '__fish_seen_subcommand_from produce' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from status' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from peek' -l count -d 'at most so many (default: 10)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from peek' -l from -d 'from this id on' -x
+complete -c wakeq -n '__fish_seen_subcommand_from peek' -l group -d 'only what this group has not read yet' -x
+complete -c wakeq -n '__fish_seen_subcommand_from peek' -l last -d 'the newest messages'
+complete -c wakeq -n '__fish_seen_subcommand_from peek' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from wake' -l wait -d 'stay connected until the consumer has gone to sleep'
+complete -c wakeq -n '__fish_seen_subcommand_from wake' -l timeout -d 'how long to wait for its answer (default: 30s)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from wake' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from wake' -a '(__wakeq_consumers)'
+complete -c wakeq -n '__fish_seen_subcommand_from check' -l import -d 'import the handlers, too'
+complete -c wakeq -n '__fish_seen_subcommand_from check' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from check' -a '(__wakeq_consumers)'
