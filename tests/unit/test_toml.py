@@ -5,15 +5,17 @@ import tomllib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from wakeq import toml
 
 LINES = st.sampled_from(
     [
         'stream = "orders"', "concurrency = 4", "discover = true", "# a comment", "", "[consumer]",
-        "[wakeup]", 'a = "x" # why', "a = 1.5", "a = 007", "a = 0", "a = -1", 'a = "\\n"', "a.b = 1",
+        "[wakeup]", 'a = "x" # why', "a = 1.5", "a = 007", "a = 0", "a = -1",
+        'a = "\\n"', "a.b = 1",
         'exec = ["/bin/true"]', "a = 'x'", 'a = """x"""', "[[a]]", "[a.b]", "a =", "= 1", 'b="y"',
         "\ta\t=\t1\t", 'a = "\u00e9"', 'a = "\u2028"', 'a = "\x0b"', 'a = "\x85"', '"a" = 1',
-        "a = 1\r", "a = 1_000", "a = ²", "a = True", 'a = "', "[a]", "[ a ]", "a = 1979-05-27",
+        "a = 1\r", "a = 1_000", "a = \u00b2", "a = True", 'a = "', "[a]", "[ a ]", "a = 1979-05-27",
         'a = "\ufeff"', "\ufeffa = 1", 'a = "\x7f"', "# \x07",
     ]
 )  # fmt: skip
