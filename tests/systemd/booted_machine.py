@@ -1,0 +1,214 @@
+"""A system booted in a container with a real systemd and journald, to be used and thrown away.
+
+It has a network of its own with nothing in it but the loopback interface, and an overlay over
+a base system. The overlay is mounted in a mount namespace of the container's own, and the
+container ends with the process that started it, so neither can be left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from redis_servers import wait_until
+
+_NSPAWN = [
+    *("systemd-nspawn", "--quiet", "--boot", "--private-network", "--console=passive"),
+    # The one who runs it need not be known to a machined, nor be in a unit of its own.
+    *("--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off"),
+    # The consumers' names have it in them, so it must be the same after a reboot.
+    "--hostname=host",
+]
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/root",
+    "DEBIAN_FRONTEND": "noninteractive",
+    "SYSTEMD_PAGER": "cat",
+    "SYSTEMD_COLORS": "0",
+}
+# What systemd-nspawn ends with when its system reboots.
+_REBOOT = 133
+
+
+class Machine:
+    """One booted system.
+
+    Args:
+        suite: the name of its Debian release.
+        layers: what it consists of, the uppermost first; they are not written to.
+
+    Attributes:
+        leader: the PID of its init, seen from outside.
+    """
+
+    def __init__(self, suite: str, *layers: Path) -> None:
+        self.suite = suite
+        self.leader = 0
+        self._layers = layers
+        self._folder = Path(tempfile.mkdtemp(prefix="b"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Boot it, and return when all that starts at boot has started."""
+        for name in ("upper", "work", "root"):
+            (self._folder / name).mkdir(exist_ok=True)
+        overlay = f"lowerdir={':'.join(map(str, self._layers))},upperdir=upper,workdir=work"
+        nspawn = [
+            *_NSPAWN,
+            f"--directory={self._folder}/root",
+            f"--machine=wakeq-{secrets.token_hex(4)}",
+        ]
+        script = f"mount -t overlay -o {overlay} overlay root && exec {shlex.join(nspawn)}"
+        # The whole line is one process, which ends with this one.
+        command = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=slave"]
+        with (self._folder / "console").open("wb") as console:
+            self._process = subprocess.Popen(
+                [*command, "sh", "-ec", script], cwd=self._folder, stdin=subprocess.DEVNULL,
+                stdout=console, stderr=subprocess.STDOUT,
+                # systemd 257 refuses a host's cgroup v1 if it is not hidden from it.
+                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+            )  # fmt: skip
+        self._wait_for_boot()
+
+    def end(self) -> None:
+        """End it at once, as when the power goes, and remove what was written in it."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.leader or self._process.pid, signal.SIGKILL)
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        shutil.rmtree(self._folder)
+
+    def freeze(self) -> Path:
+        """Turn it off, and return what was written in it, as a layer for others.
+
+        The layer is there until `end`.
+        """
+        assert self._process is not None
+        self.call("systemctl", "poweroff")
+        self._process.wait(timeout=60)
+        self._process = None
+        return self._folder / "upper"
+
+    def reboot(self) -> None:
+        """Reboot it as an admin would."""
+        assert self._process is not None
+        self.call("systemctl", "reboot")
+        # With --keep-unit it ends, and leaves starting anew to whoever keeps the unit.
+        assert self._process.wait(timeout=60) == _REBOOT, self._console()
+        self.leader = 0
+        self.start()
+
+    def _wait_for_boot(self) -> None:
+        self.leader = wait_until(self._find_leader, 60, "the container has an init")
+        wait_until(self._has_booted, 60, f"the system has booted; its console: {self._console()}")
+
+    def _console(self) -> str:
+        return (self._folder / "console").read_text(errors="replace")[-2000:]
+
+    def _find_leader(self) -> int:
+        """Return the PID of the container's init, or 0 as long as there is none."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"systemd-nspawn ended: {self._console()}")
+        pid = self._process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{child}/status").read_text()
+                inside = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+                name = Path(f"/proc/{child}/comm").read_text().strip()
+                if inside.split()[2:] == ["1"] and name == "systemd":
+                    return int(child)
+        return 0
+
+    def _has_booted(self) -> bool:
+        state = self.run("systemctl", "is-system-running", check=False).strip()
+        return state in ("running", "degraded")
+
+    # -- what is done in it ----------------------------------------------------------------
+
+    def call(
+        self, *command: object, seconds: float = 120, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in it as root and return its result, standard error in its output."""
+        enter = ["nsenter", f"--target={self.leader}", "--all", "env", "-i"]
+        variables = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
+        return subprocess.run(
+            [*enter, *variables, *map(str, command)], input=stdin, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds, check=False,
+        )  # fmt: skip
+
+    def run(self, *command: object, check: bool = True, seconds: float = 120) -> str:
+        """Run a command in it as root and return what it says; with `check` it must succeed."""
+        result = self.call(*command, seconds=seconds)
+        words = shlex.join(map(str, command))
+        assert result.returncode == 0 or not check, f"{words}: {result.returncode}: {result.stdout}"
+        return result.stdout
+
+    def path(self, path: str) -> Path:
+        """Return where one of its files is for us; there must be no absolute link on the way."""
+        return Path(f"/proc/{self.leader}/root{path}")
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Write one of its files, with the folders above."""
+        file = self.path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+
+    def systemctl(self, *words: object, check: bool = True, seconds: float = 120) -> str:
+        """Run systemctl in it."""
+        return self.run("systemctl", *words, check=check, seconds=seconds)
+
+    def show(self, unit: str, name: str) -> str:
+        """Return a property of a unit."""
+        return self.systemctl("show", "--property", name, "--value", unit).strip()
+
+    def state(self, unit: str) -> str:
+        """Return active, inactive, failed, activating ..."""
+        return self.show(unit, "ActiveState")
+
+    def wait_for_state(self, unit: str, state: str, deadline_s: float = 20) -> None:
+        """Wait until a unit is in a state."""
+        wait_until(lambda: self.state(unit) == state, deadline_s, f"{unit} is {state}")
+
+    def kill(self, unit: str, name: str = "KILL") -> None:
+        """Send a signal to the main process of a service."""
+        self.systemctl("kill", "--kill-who=main", f"--signal={name}", unit)
+
+    def journal(self, *matches: str) -> list[dict[str, Any]]:
+        """Return what the journal has, by options and fields of journalctl(1)."""
+        lines = self.run("journalctl", "--quiet", "--output=json", "--all", *matches).splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def reason_not_to_boot() -> str:
+    """Return why no system can be booted on this machine, empty if one can."""
+    if os.geteuid() != 0:
+        return "this needs root"
+    for program in ("systemd-nspawn", "mmdebstrap", "nsenter", "setpriv"):
+        if shutil.which(program) is None:
+            return f"there is no {program}; scripts/setup --test installs it"
+    with tempfile.TemporaryDirectory(prefix="o") as folder:
+        script = "mkdir l u w m && mount -t overlay -o lowerdir=l,upperdir=u,workdir=w overlay m"
+        result = subprocess.run(
+            ["unshare", "--mount", "--propagation=slave", "sh", "-ec", script], cwd=folder,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+    if result.returncode:
+        return f"no overlay can be mounted here: {result.stdout.strip()}"
+    return ""

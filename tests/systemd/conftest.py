@@ -1,0 +1,88 @@
+"""Systems booted in containers, Debian 12 and 13, with the package as it was built from here.
+
+A system takes less than a second to boot, so each test has one of its own. What is slow, making
+a base system and installing the package in it, is done once and shared as layers.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# What only these tests share lies beside them.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from booted_machine import reason_not_to_boot
+from booted_root import SUITES, CannotMake, base_root
+from wakeq_machine import WakeqMachine
+
+BUILD = Path(__file__).parents[2] / "scripts/build-deb"
+
+
+@pytest.fixture(scope="session")
+def package() -> Iterator[Path]:
+    """The package, built from this tree."""
+    if not Path("/usr/bin/dh").exists():
+        pytest.skip("there is no debhelper; scripts/setup --test installs it")
+    with tempfile.TemporaryDirectory(prefix="p") as folder:
+        subprocess.run([BUILD, folder], check=True, stdout=subprocess.DEVNULL)
+        yield next(Path(folder).glob("*.deb"))
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def suite(request: pytest.FixtureRequest) -> str:
+    """Each Debian release that wakeq is made for, where systems can be booted."""
+    if reason := reason_not_to_boot():
+        pytest.skip(reason)
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def base(suite: str) -> Path:
+    """A release as it is before wakeq comes."""
+    try:
+        return base_root(suite)
+    except CannotMake as error:
+        pytest.skip(f"the base system of {suite} cannot be made: {error}")
+
+
+@pytest.fixture(scope="session")
+def layers(suite: str, base: Path, package: Path) -> Iterator[list[Path]]:
+    """A release with the package installed."""
+    machine = WakeqMachine(suite, base)
+    try:
+        machine.start()
+        machine.prepare()
+        machine.install(package)
+        yield [machine.freeze(), base]
+    finally:
+        machine.end()
+
+
+@pytest.fixture
+def machine(suite: str, layers: list[Path]) -> Iterator[WakeqMachine]:
+    """A booted system with the package installed, and its Redis running."""
+    machine = WakeqMachine(suite, *layers)
+    try:
+        machine.start()
+        machine.start_redis()
+        yield machine
+    finally:
+        machine.end()
+
+
+@pytest.fixture
+def bare_machine(suite: str, base: Path) -> Iterator[WakeqMachine]:
+    """A booted system without the package, and no Redis running."""
+    machine = WakeqMachine(suite, base)
+    try:
+        machine.start()
+        machine.prepare()
+        yield machine
+    finally:
+        machine.end()

@@ -1,0 +1,111 @@
+"""A consumer under a real systemd: asleep, woken, at work, idle, asleep."""
+
+from __future__ import annotations
+
+from wakeq_machine import WAKEUP, WakeqMachine, service, socket
+
+from redis_servers import wait_until
+
+FAILS = """
+def handle(message):
+    raise ValueError(f"no {message.text()} today")
+"""
+
+
+def test_a_consumer_lives_from_its_first_message_until_it_is_idle(machine: WakeqMachine) -> None:
+    machine.configure("orders")
+    machine.enable("orders")
+    wait_until(lambda: "1 asleep" in machine.status_text(WAKEUP))
+    assert machine.is_asleep("orders")
+
+    machine.run("wakeq", "publish", "orders", "one")
+
+    machine.wait_for_handled("orders", "one")
+    assert machine.state(service("orders")) == "active"
+    wait_until(lambda: "1 handled" in machine.systemctl("status", service("orders"), check=False))
+    wait_until(lambda: "1 awake" in machine.status_text(WAKEUP))
+    machine.wait_for_state(service("orders"), "inactive")
+    assert machine.show(service("orders"), "Result") == "success"
+    assert machine.is_asleep("orders")
+    (slept,) = machine.journal("-u", service("orders"), "WAKEQ_STREAM=orders")
+    assert (slept["MESSAGE"], slept["WAKEQ_HANDLED"]) == ("consumer went to sleep", "1")
+    assert (slept["WAKEQ_GROUP"], slept["SYSLOG_IDENTIFIER"]) == ("orders", "wakeq-consumer")
+    wait_until(lambda: "1 asleep" in machine.status_text(WAKEUP))
+
+
+def test_one_message_can_be_followed_in_the_journal(machine: WakeqMachine) -> None:
+    machine.configure("orders", FAILS)
+    machine.enable("orders")
+
+    ids = machine.publish("orders", "tea", "milk")
+
+    found = [f"WAKEQ_MESSAGE_ID={ids[1]}", "WAKEQ_ATTEMPT=1"]
+    wait_until(lambda: machine.journal(*found))
+    (entry,) = machine.journal(*found)
+    assert entry["MESSAGE"].startswith("message failed\nTraceback")
+    assert entry["WAKEQ_ERROR"] == "ValueError: no milk today"
+    assert entry["WAKEQ_STREAM"] == entry["WAKEQ_GROUP"] == "orders"
+    assert entry["_SYSTEMD_UNIT"] == service("orders")
+    assert entry["PRIORITY"] == "4"
+
+
+def test_many_lives_leave_service_and_socket_healthy(machine: WakeqMachine) -> None:
+    # Enough of them for each limit of systemd that counts within some seconds.
+    names, lives = [f"many{number}" for number in range(10)], 5
+    for name in names:
+        machine.configure(name)
+    machine.enable(*names)
+
+    for life in range(lives):
+        for name in names:
+            machine.publish(name, life)
+        for name in names:
+            machine.wait_for_handled(name, life, deadline_s=40)
+        for name in names:
+            machine.wait_for_state(service(name), "inactive")
+
+    for name in names:
+        assert machine.is_asleep(name)
+        # Each woken once for each message: not a start too many.
+        slept = machine.journal("-u", service(name), "WAKEQ_STREAM=" + name)
+        assert [entry["MESSAGE"] for entry in slept] == ["consumer went to sleep"] * lives
+    assert machine.show(WAKEUP, "NRestarts") == "0"
+    assert not machine.journal("-u", WAKEUP, "--priority=warning")
+
+
+def test_instances_come_with_the_backlog_and_go(machine: WakeqMachine) -> None:
+    names = ["orders:1", "orders:2", "orders:3", "orders:4"]
+    slow = "import time\n\ndef handle(message):\n    time.sleep(0.02)\n"
+    machine.configure("orders", slow, "scale_lag = 100\nprefetch = 10")
+    machine.enable(*names)
+
+    with machine.redis() as client:
+        pipeline = client.pipeline(transaction=False)
+        for number in range(1500):
+            pipeline.xadd("orders", {"body": number})
+        pipeline.execute()
+
+    wait_until(
+        lambda: all(machine.state(service(name)) == "active" for name in names), 30, "all awake"
+    )
+    wait_until(lambda: machine.is_drained("orders"), 40)
+    for name in names:
+        wait_until(lambda name=name: machine.is_asleep(name), 20, f"{name} sleeps")
+
+
+def test_two_hundred_sleepers_cost_no_process(machine: WakeqMachine) -> None:
+    names = [f"s{number}" for number in range(200)]
+    for name in names:
+        machine.configure(name)
+    machine.enable(*names)
+    wait_until(lambda: "200 asleep" in machine.status_text(WAKEUP), 30)
+    assert machine.call("pgrep", "-f", "wakeq-consumer").returncode == 1
+
+    for name in names[::40]:
+        machine.publish(name, "hello")
+
+    for name in names[::40]:
+        machine.wait_for_handled(name, "hello")
+    wait_until(lambda: "200 asleep" in machine.status_text(WAKEUP), 30)
+    assert machine.systemctl("--failed", "--plain", "--no-legend").strip() == ""
+    assert all(machine.state(socket(name)) == "active" for name in names[::40])
