@@ -276,7 +276,8 @@ class Consumer:
         ):
             return
         if not self._last_look or self.reader.recovering:
-            self._last_look = True
+            # What is pending is looked at first, after a reconnect: that was not the last look.
+            self._last_look = not self.reader.recovering
             self.reader.ask(self.link.reading, now, self.reader.pace.least, 0)
             self.link.reading.flush()
             return
