@@ -22,10 +22,12 @@ class Acknowledger:
     Attributes:
         ready: the ids to acknowledge, for each source.
         unpublished: messages whose publishing is not confirmed yet.
+        on_confirmed: called when an acknowledgement was confirmed.
         on_refused: called with messages whose publishing the server refuses for good.
     """
 
     def __init__(self, member: Member, hand: Hand) -> None:
+        self.on_confirmed: Callable[[], None]
         self.on_refused: Callable[[list[Message], BaseException], None]
         self._member = member
         self._hand = hand
@@ -112,6 +114,7 @@ class Acknowledger:
             raise reply
         failpoint.hit("after_acknowledge")
         del self._in_flight[number]
+        self.on_confirmed()
         drop = self._hand.messages[source].pop
         for entry_id in ids:
             drop(entry_id, None)
@@ -144,6 +147,7 @@ class Acknowledger:
             return
         failpoint.hit("after_acknowledge")
         del self._in_flight[number]
+        self.on_confirmed()
         self.unpublished.difference_update(messages)
         self._hand.drop(messages)
 

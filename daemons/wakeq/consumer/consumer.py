@@ -110,6 +110,7 @@ class Consumer:
         self.reader.on_bell = self._on_bell
         self.claimer.on_messages = self._on_claimed
         self.keeper.on_gone = self._on_gone
+        self.acknowledger.on_confirmed = self.link.hold
         self.acknowledger.on_refused = self._fail
         self.limiter.on_timeout = self._on_timeout
         self.limiter.on_stuck = self._on_stuck
@@ -160,7 +161,9 @@ class Consumer:
         )  # fmt: skip
         if not self.link.is_up:
             return min(deadline, self.link.reconnect_at)
-        return min(deadline, self._flush_at, self.keeper.next_at, self.claimer.next_at)
+        return min(
+            deadline, self._flush_at, self.keeper.next_at, self.claimer.next_at, self.link.steady_at
+        )
 
     def _collect(self) -> None:
         """Take what the lanes are done with."""

@@ -15,12 +15,15 @@ from wakeq.consumer.channel import Channel
 from wakeq.consumer.hand import Member
 from wakeq.consumer.keeper import Keeper
 from wakeq.consumer.reporter import Reporter
-from wakeq.errors import UnavailableError
+from wakeq.errors import UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
 from wakeq.service import RUN, Service
 from wakeq.wire import TRANSIENT, Connection, ServerError, explain
 
+# A link over which nothing was confirmed counts as found again when it has held for this long.
+# What fails at once after each connect (for lack of memory to publish, say) is one outage.
+_STEADY_SECONDS = 1.0
 _GROUP_GONE = ("NOGROUP", "UNBLOCKED")
 
 
@@ -39,6 +42,8 @@ class Link:
         on_up: called after each connect.
         on_down: called when what is under way will not be answered.
         reconnect_at: when to try again, while the link is down.
+        steady_at: when a link that stands will count as found again; infinite if it does already,
+            or is down.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Link:
         self.position: Callable[[], bytes]
         self.on_up: Callable[[], None]
         self.on_down: Callable[[], None]
-        self.reconnect_at = float("inf")
+        self.reconnect_at = self.steady_at = float("inf")
         self._service = service
         self._url = RedisURL(service.common.redis_url)
         self._member = member
@@ -118,15 +123,13 @@ class Link:
             self._connect()
         except UnavailableError as error:
             self.lose(error)
-        else:
-            self._backoff.reset()
-            self._report.back()
 
     def lose(self, error: Exception) -> None:
         """Give the link up because of an error, and try again later."""
         self._report.lost(error)
         self.close()
         self.on_down()
+        self.steady_at = float("inf")
         self.reconnect_at = monotonic() + self._backoff.next()
 
     def refuse(self, error: ServerError) -> None:
@@ -141,9 +144,9 @@ class Link:
             self.on_down()
             self.reconnect_at = monotonic()
         elif error.code in TRANSIENT:
-            self.lose(explain(error, self._url))
+            self.lose(self._explain(error))
         else:
-            raise explain(error, self._url)
+            raise self._explain(error)
 
     def _connect(self) -> None:
         connection = self.reading.connection
@@ -161,21 +164,37 @@ class Link:
             failpoint.hit("after_group")
         except ServerError as error:
             connection.close()
-            raise explain(error, self._url) from None
+            raise self._explain(error) from None
         self._register(self.reading)
         self.reconnect_at = float("inf")
+        self.steady_at = monotonic() + _STEADY_SECONDS
         if made and position:
             self._report.group_made_again(made.decode())
         self.on_up()
 
+    def _explain(self, error: ServerError) -> WakeqError:
+        # Redis says what is wrong, but not with which of the keys.
+        sources = " or ".join(self._member.sources)
+        where = f"{self._url}, key {sources}," if error.code == "WRONGTYPE" else self._url
+        return explain(error, where)
+
     def check(self, now: float) -> None:
-        """Notice a server that has stopped answering.
+        """Notice a server that has stopped answering, and a link that holds.
 
         Raises:
             Lost: a reply is overdue.
         """
         self.reading.check(now)
         self._writing.check(now)
+        if now >= self.steady_at:
+            self.hold()
+
+    def hold(self) -> None:
+        """Learn that the link does its work, so that an outage is over."""
+        if self.steady_at < float("inf"):
+            self.steady_at = float("inf")
+            self._backoff.reset()
+            self._report.back()
 
     def close(self) -> None:
         """Give both connections up."""
