@@ -132,9 +132,9 @@ class Consumer:
         slept, self._turned_at = now - self._turned_at, now
         self._collect()
         self._obey_signals()
+        if slept > LIFETIME_SECONDS / 2:
+            self._after_pause()
         if self.link.is_up:
-            if slept > LIFETIME_SECONDS / 2:
-                self._after_pause()
             self._keep(now)
             self._acknowledge_and_read(now)
             self._sleep_if_idle(now)
@@ -149,7 +149,10 @@ class Consumer:
 
     def _wait(self) -> None:
         """Wait until something can be received or is due."""
-        for key, _ in self.selector.select(max(0.0, self._next_deadline() - monotonic())):
+        ready = self.selector.select(max(0.0, self._next_deadline() - monotonic()))
+        if monotonic() - self._turned_at > LIFETIME_SECONDS / 2:
+            return  # first see to the pause; what is ready stays so
+        for key, _ in ready:
             # A callback before this one may have given its connection up.
             if key.fd in self.selector.get_map():
                 key.data()
@@ -362,9 +365,18 @@ class Consumer:
             self.drainer.begin()
 
     def _after_pause(self) -> None:
-        """Make sure, after a long pause of this process, that what is in hand is still ours."""
-        waiting = self._unsure = [*(self._unsure or ()), *self.lanes.take_back()]
-        self.keeper.keep(self.link.writing)
+        """Make sure, after a long pause of this process, that what it has is still its own.
+
+        What Redis has sent meanwhile may be another consumer's by now, so it is left unread.
+        What is not is read again, over new connections.
+        """
+        self._unsure = [*(self._unsure or ()), *self.lanes.take_back()]
+        if self.link.is_up:
+            self.link.close()
+            self._on_down()
+            self.link.reconnect()
+
+    def _ask_what_is_ours(self, waiting: list[Message]) -> None:
         self.keeper.keep_messages(self.link.writing, self.hand.being_handled())
         # Redis answers in order: once this is answered, `_on_gone` has seen what is gone.
         self.link.writing.ask(("PING",), lambda _reply: self._put_again(waiting))
@@ -379,7 +391,7 @@ class Consumer:
     def _on_up(self) -> None:
         self.reader.restart()
         if self._unsure is not None:
-            self._after_pause()
+            self._ask_what_is_ours(self._unsure)
 
     def _on_down(self) -> None:
         self.acknowledger.lost()

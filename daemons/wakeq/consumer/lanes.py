@@ -127,9 +127,12 @@ class Lanes:
         rung = 0.0
         while True:
             message = queue.get()
+            if message.finished:
+                continue  # another consumer has it now
             messages = self.current[number] = [message]
             if most:
                 _take(queue, messages, most)
+                messages[1:] = [message for message in messages[1:] if not message.finished]
             message.started = monotonic()
             try:
                 failpoint.hit("before_handle")
@@ -213,9 +216,12 @@ class AsyncLanes(Lanes):
                 await future
                 continue
             message = queue.popleft()
+            if message.finished:
+                continue  # another consumer has it now
             messages = self.current[number] = [message]
             if most:
                 _take(queue, messages, most)
+                messages[1:] = [message for message in messages[1:] if not message.finished]
             message.started = monotonic()
             try:
                 failpoint.hit("before_handle")
