@@ -205,9 +205,9 @@ class ConsumerHost:
     def connect(self, name: str = "orders") -> socket.socket:
         """Connect to the wake socket of a consumer, as who wakes it does."""
         lease = socket.socket(socket.AF_UNIX)
+        self._sockets.append(lease)
         lease.settimeout(10)
         lease.connect(str(self.socket_path(name)))
-        self._sockets.append(lease)
         return lease
 
     def close(self) -> None:

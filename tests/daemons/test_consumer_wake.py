@@ -53,7 +53,8 @@ def activate(host: ConsumerHost, *options: str) -> ConsumerProcess:
     environment = [f"--setenv={name}={value}" for name, value in host.env.items()]
     command = ["systemd-socket-activate", "-l", str(path), "--fdname=wake", *environment]
     consumer = host.run([*command, *host.command("orders", *options)])
-    wait_until(path.exists)
+    # Its file is there a moment before it listens.
+    consumer.wait_log("Listening on")
     return consumer
 
 
