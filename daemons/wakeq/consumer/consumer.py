@@ -29,10 +29,11 @@ from wakeq.consumer.limiter import Limiter
 from wakeq.consumer.link import Link
 from wakeq.consumer.reader import Reader
 from wakeq.consumer.reporter import Reporter
+from wakeq.consumer.resumer import Resumer
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.errors import EX_TEMPFAIL, ConfigError, UnavailableError
 from wakeq.message import Message, Publish
-from wakeq.service import DRAIN, NOW, Service
+from wakeq.service import DRAIN, Service
 from wakeq.wire import ServerError
 
 NEVER = float("inf")
@@ -64,6 +65,7 @@ class Consumer:
         self.acknowledger = Acknowledger(self.member, self.hand)
         self.keeper = Keeper(self.member, self.hand, settings.claim_after)
         self.claimer = Claimer(self.member, settings)
+        self.resumer = Resumer(self.hand, self.lanes, self.keeper)
         self.limiter = Limiter(self.lanes, 0.0 if settings.exec_ else settings.timeout)
         self.drainer = Drainer(self.hand, self.lanes, self.keeper, settings.drain_timeout)
         self.report = Reporter(service, self.member)
@@ -75,7 +77,6 @@ class Consumer:
         self._turned_at = monotonic()
         self._idle_at = self._turned_at + settings.idle_timeout if self._exits_idle else NEVER
         self._flush_at = self._look_at = NEVER
-        self._unsure: list[Message] | None = None
         self._last_look = False
         self._end_as = "stopped"
         self._exit_code: int | None = None
@@ -110,9 +111,10 @@ class Consumer:
         self.reader.on_bell = self._on_bell
         self.claimer.on_messages = self._on_claimed
         self.keeper.on_gone = self._on_gone
+        self.resumer.on_ours = self._give
         self.acknowledger.on_confirmed = self.link.hold
         self.acknowledger.on_refused = self._fail
-        self.limiter.on_timeout = self._on_timeout
+        self.limiter.on_timeout = self._fail
         self.limiter.on_stuck = self._on_stuck
         self.report.in_hand = lambda: self.hand.unfinished
         self.report.state = self._state
@@ -160,13 +162,11 @@ class Consumer:
     def _next_deadline(self) -> float:
         deadline = min(
             self._turned_at + _BLOCK_SECONDS, self._look_at, self.limiter.next_at,
-            self.drainer.next_at, self.report.next_at,
+            self.drainer.next_at, self.report.next_at, self.link.next_at,
         )  # fmt: skip
         if not self.link.is_up:
-            return min(deadline, self.link.reconnect_at)
-        return min(
-            deadline, self._flush_at, self.keeper.next_at, self.claimer.next_at, self.link.steady_at
-        )
+            return deadline
+        return min(deadline, self._flush_at, self.keeper.next_at, self.claimer.next_at)
 
     def _collect(self) -> None:
         """Take what the lanes are done with."""
@@ -223,12 +223,13 @@ class Consumer:
             return
         self._last_look = False
         self._put_off_sleep()
-        if self.drainer.draining:
-            self.drainer.give_up(new)
-        elif self._unsure is not None:
-            self._unsure += new  # in order, behind what waits to be put again
-        else:
-            self.lanes.put(new)
+        if not self.resumer.hold_back(new):
+            self._give(new)
+
+    def _give(self, messages: list[Message]) -> None:
+        """Give messages to the lanes, or give them up at the end."""
+        give = self.drainer.give_up if self.drainer.draining else self.lanes.put
+        give(messages)
 
     def _acknowledge_and_read(self, now: float) -> None:
         """Send acknowledgements, in one breath with the next read if there is room for one."""
@@ -314,8 +315,7 @@ class Consumer:
         self.drainer.begin()
 
     def _drain(self, now: float) -> None:
-        at_once = self.service.stop >= NOW
-        self.drainer.tick(now, self.link, self.reader, at_once, self.service.notifier.extend)
+        self.drainer.tick(now, self.link, self.reader, self.service)
         if self.drainer.is_over(self.acknowledger, self.reader, self.link):
             self._leave()
 
@@ -355,9 +355,6 @@ class Consumer:
             self.hand.drop(ours)
             self.report.gone(len(ours))
 
-    def _on_timeout(self, messages: list[Message], error: BaseException) -> None:
-        self._fail([message for message in messages if not message.finished], error)
-
     def _on_stuck(self, messages: list[Message]) -> None:
         if not self.drainer.draining:
             self.report.stuck(messages)
@@ -370,28 +367,15 @@ class Consumer:
         What Redis has sent meanwhile may be another consumer's by now, so it is left unread.
         What is not is read again, over new connections.
         """
-        self._unsure = [*(self._unsure or ()), *self.lanes.take_back()]
+        self.resumer.begin()
         if self.link.is_up:
             self.link.close()
             self._on_down()
             self.link.reconnect()
 
-    def _ask_what_is_ours(self, waiting: list[Message]) -> None:
-        self.keeper.keep_messages(self.link.writing, self.hand.being_handled())
-        # Redis answers in order: once this is answered, `_on_gone` has seen what is gone.
-        self.link.writing.ask(("PING",), lambda _reply: self._put_again(waiting))
-        self.link.writing.flush()
-
-    def _put_again(self, messages: list[Message]) -> None:
-        if messages is self._unsure:  # else there was another pause since
-            self._unsure = None
-            put = self.drainer.give_up if self.drainer.draining else self.lanes.put
-            put([message for message in messages if not message.finished])
-
     def _on_up(self) -> None:
         self.reader.restart()
-        if self._unsure is not None:
-            self._ask_what_is_ours(self._unsure)
+        self.resumer.ask(self.link)
 
     def _on_down(self) -> None:
         self.acknowledger.lost()

@@ -6,7 +6,6 @@ because half a handler's work is the worst of all; then acknowledgements; then t
 because as long as it stands nobody takes what is still pending.
 """
 
-from collections.abc import Callable
 from time import monotonic
 
 from wakeq import failpoint
@@ -17,6 +16,7 @@ from wakeq.consumer.lanes import Lanes
 from wakeq.consumer.link import Link
 from wakeq.consumer.reader import Reader
 from wakeq.message import Message
+from wakeq.service import NOW, Service
 
 # Asked for again and again while draining, so that TimeoutStopSec= does not cut it off.
 _EXTEND_SECONDS = 5.0
@@ -57,16 +57,9 @@ class Drainer:
         self._hand.finish(messages)
         self._to_hand_back += messages
 
-    def tick(
-        self,
-        now: float,
-        link: Link,
-        reader: Reader,
-        at_once: bool,
-        extend: Callable[[float], None],
-    ) -> None:
+    def tick(self, now: float, link: Link, reader: Reader, service: Service) -> None:
         """Hand back what was given up; when time is up, give up what is being handled."""
-        if now >= self._drain_by or at_once:
+        if now >= self._drain_by or service.stop >= NOW:
             stop = self._lanes.handler.stop
             if stop is not None:
                 stop()
@@ -79,7 +72,7 @@ class Drainer:
             failpoint.hit("after_hand_back")
             self._to_hand_back = []
         if now >= self._extend_at:
-            extend(2 * _EXTEND_SECONDS)
+            service.notifier.extend(2 * _EXTEND_SECONDS)
             self._extend_at = now + _EXTEND_SECONDS
         if not reader.waiting:
             self._unblock_at = NEVER

@@ -42,5 +42,5 @@ class Limiter:
             if self._lanes.interruptible and late < _GRACE_SECONDS:
                 self._lanes.interrupt(number, messages)
             else:
-                self.on_timeout(messages, TimedOut())
+                self.on_timeout([m for m in messages if not m.finished], TimedOut())
                 self.on_stuck(messages)

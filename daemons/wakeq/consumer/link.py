@@ -79,6 +79,11 @@ class Link:
         return self.reading.connection.connected
 
     @property
+    def next_at(self) -> float:
+        """When there is something to do for the link."""
+        return self.steady_at if self.is_up else self.reconnect_at
+
+    @property
     def writing(self) -> Channel:
         """The connection that never blocks.
 
