@@ -14,7 +14,7 @@ import pytest
 
 import wakeq.consumer
 from faults_host import FaultHost
-from redis_servers import RedisServer
+from redis_servers import RedisServer, wait_until
 
 # Where a consumer that has something to handle comes along. The empty one: at any instant.
 _ALWAYS = ("after_join", "after_group", "before_read", "after_read", "before_handle",
@@ -101,12 +101,14 @@ def test_a_kill_at_the_idle_exit_loses_and_repeats_nothing(host: FaultHost, poin
 
 
 def test_a_kill_while_stopping_loses_and_repeats_nothing(host: FaultHost) -> None:
-    host.use("sluggish")
-    host.fill(100)
-    for _ in range(3):
+    host.use("gated")
+    host.fill(10)
+    for times in range(1, 4):
         process = host.start(WAKEQ_FAILPOINT="after_hand_back:kill")
-        host.wait_more_runs()
+        # One is being handled, and one waits for the lane.
+        wait_until(lambda times=times: len(host.begun()) == times and host.pending() >= 2)
         process.send(signal.SIGTERM)
         assert process.wait_exit() == -signal.SIGKILL
+    host.open_gate()
     host.start()
-    host.check(duplicates=3)
+    host.check(duplicates=0)
