@@ -238,7 +238,8 @@ def test_rpmlint_has_nothing_to_say(packages: dict[str, Path]) -> None:
 
 
 def test_the_source_package_can_be_built_again(packages: dict[str, Path], tmp_path: Path) -> None:
-    result = run("rpmbuild", "--rebuild", "--nodeps", "--define", f"_topdir {tmp_path}",
+    folders = ["--define", f"_topdir {tmp_path}", "--define", f"_tmppath {tmp_path}"]
+    result = run("rpmbuild", "--rebuild", "--nodeps", *folders,
                  packages["src"], HOME=str(tmp_path), PATH="/usr/bin:/bin")  # fmt: skip
     assert result.returncode == 0, result.stdout
     (again,) = (tmp_path / "RPMS/noarch").iterdir()
