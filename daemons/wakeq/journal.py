@@ -88,7 +88,10 @@ def open_log() -> None:
     global _sink
     if _sink is not None:
         return
-    _sink = _journal_sink() if _to_journal() else _terminal_sink()
+    try:
+        _sink = _journal_sink() if _to_journal() else _terminal_sink()
+    except ImportError:  # systemd's module is of another Python than python= says
+        _sink = _terminal_sink()
     for record in _waiting:
         _sink(*record)
     _waiting.clear()

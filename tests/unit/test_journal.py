@@ -93,6 +93,11 @@ def test_a_journal_that_is_down_stops_nobody() -> None:
     assert logged('log.info("lost")', before).returncode == 0
 
 
+def test_logs_plainly_where_the_journal_cannot_be_loaded() -> None:
+    before = _JOURNAL + "package.__dict__.pop('journal'); sys.modules['systemd.journal'] = None\n"
+    assert "consumer woke" in logged('log.info("consumer woke")', before).stderr
+
+
 def test_a_terminal_that_is_gone_stops_nobody() -> None:
     program = "import os; os.close(2); os.open('/dev/full', os.O_WRONLY); log.info('lost')"
     assert logged(program).returncode == 0
