@@ -25,8 +25,6 @@ _NSPAWN = [
     *("systemd-nspawn", "--quiet", "--boot", "--private-network", "--console=passive"),
     # The one who runs it need not be known to a machined, nor be in a unit of its own.
     *("--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off"),
-    # The consumers' names have it in them, so it must be the same after a reboot.
-    "--hostname=host",
 ]
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

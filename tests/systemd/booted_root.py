@@ -37,6 +37,8 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
         console-getty.service systemd-pcrphase.service systemd-firstboot.service; do
     ln -sf /dev/null "$1/etc/systemd/system/$unit"
 done
+# mmdebstrap takes over the name of its own host.
+echo host >"$1/etc/hostname"
 printf '127.0.0.1 localhost\\n::1 localhost\\n' >"$1/etc/hosts"
 echo uninitialized >"$1/etc/machine-id"
 rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*

@@ -6,6 +6,7 @@ a base system and installing the package in it, is done once and shared as layer
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,17 +22,25 @@ from booted_machine import reason_not_to_boot
 from booted_root import SUITES, CannotMake, base_root
 from wakeq_machine import WakeqMachine
 
-BUILD = Path(__file__).parents[2] / "scripts/build-deb"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def package() -> Iterator[Path]:
+def source() -> Iterator[Path]:
+    """A copy of the tree, so that all is about the same one while somebody works on it."""
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests")
+    with tempfile.TemporaryDirectory(prefix="p") as folder:
+        shutil.copytree(ROOT, f"{folder}/source", ignore=ignored)
+        yield Path(folder, "source")
+
+
+@pytest.fixture(scope="session")
+def package(source: Path) -> Path:
     """The package, built from this tree."""
     if not Path("/usr/bin/dh").exists():
         pytest.skip("there is no debhelper; scripts/setup --test installs it")
-    with tempfile.TemporaryDirectory(prefix="p") as folder:
-        subprocess.run([BUILD, folder], check=True, stdout=subprocess.DEVNULL)
-        yield next(Path(folder).glob("*.deb"))
+    subprocess.run([source / "scripts/build-deb"], check=True, stdout=subprocess.DEVNULL)
+    return next((source / "dist").glob("*.deb"))
 
 
 @pytest.fixture(scope="session", params=SUITES)

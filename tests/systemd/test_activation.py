@@ -81,7 +81,7 @@ def test_instances_come_with_the_backlog_and_go(machine: WakeqMachine) -> None:
 
     with machine.redis() as client:
         pipeline = client.pipeline(transaction=False)
-        for number in range(1500):
+        for number in range(800):
             pipeline.xadd("orders", {"body": number})
         pipeline.execute()
 
