@@ -822,7 +822,7 @@ def test_what_is_acknowledged_many_times_at_once_is_published_and_counted_once(
         redis,
         8,
         lambda run, _: run(
-            "publish_and_acknowledge", [S, STATS, "a"], [G, 0, 2, "1-0", "2-0", 2, "x", "1"]
+            "publish_and_acknowledge", [S, STATS, "a"], [G, 0, "", 2, "1-0", "2-0", 2, "x", "1"]
         ),
     )
     assert sorted(answers) == [0] * 7 + [2]
