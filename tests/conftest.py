@@ -40,7 +40,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fail a test that is skipped where everything must run."""
     report = yield
-    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
+    if os.environ.get("CI") and report.skipped:
         report.outcome = "failed"
         report.longrepr = f"skipped, but with CI set every test must run: {report.longrepr}"
     return report

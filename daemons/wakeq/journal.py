@@ -182,6 +182,8 @@ def _terminal_sink() -> Any:
                 event, timestamp=stamp, level=names[priority], logger=f"wakeq-{component}", **fields
             )
         except OSError:
-            pass  # whoever read our stderr is gone; the messages are not
+            # Whoever read our stderr is gone; the messages are not. What could not be written
+            # stays in the file's buffer, and would fail once more when the process ends.
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until the end)
 
     return sink

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 RUN, DRAIN, NOW = 0, 1, 2
+_STDERR = 2
 
 
 class Program:
@@ -125,9 +126,7 @@ def run(
         body: the daemon; returns an exit code, or None for 0.
         argv: the arguments, those of the process if None.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # What a handler prints is in the journal at once, and not lost if the process is killed.
-        sys.stdout.reconfigure(line_buffering=True)
+    _prepare_standard_files()
     arguments = sys.argv[1:] if argv is None else argv
     log = journal.Log(program.name.removeprefix("wakeq-"))
     code: int | None = EX_SOFTWARE
@@ -149,6 +148,19 @@ def run(
         journal.open_log()
     sys.stdout.flush()
     sys.exit(code or 0)
+
+
+def _prepare_standard_files() -> None:
+    """Have stdin, stdout and stderr open, and what is printed written line by line."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass  # else the next socket would be taken for one of them
+    os.close(fd)
+    if sys.stdout is None or sys.stderr is None:
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until the end)
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a handler prints is in the journal at once, and not lost if the process is killed.
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _full_traceback(error: Exception) -> str:

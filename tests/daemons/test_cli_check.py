@@ -125,7 +125,7 @@ def test_looks_without_running_the_handlers_code(wakeq: Wakeq, short_dir: Path) 
         ("import no_such_library", "No module named 'no_such_library'"),
         ("handle = 5", "is 5, which cannot be called"),
         ("def other(message): pass", "has no attribute 'handle'"),
-        ("raise SystemExit(3)", "exit code 3"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
     ],
 )
 def test_imports_the_handler_if_asked_to(

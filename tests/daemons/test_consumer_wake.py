@@ -292,6 +292,7 @@ def test_sockets_and_connections_survive_a_reload(host: ConsumerHost) -> None:
     wait_until(lambda: host.stats().get("handled") == "1")
     host.configure(handler=host.handler("def handle(m): record('new', m.text())\n", "next.py"))
     consumer.send(signal.SIGHUP)
+    consumer.wait_log("restarted for a reload")
     host.publish("b")
     assert host.wait_records(2) == ["old a", "new b"]
     assert not any(map(ended, leases))

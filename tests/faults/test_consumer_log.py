@@ -40,14 +40,7 @@ def start(host: FaultHost, script: str, *options: str, **env: str) -> subprocess
     return subprocess.Popen(command, env=os.environ | host.env | env)
 
 
-# The log expects that there is a sys.stderr, which Python has not when descriptor 2 is closed.
-NO_STDERR = pytest.mark.xfail(reason="the log cannot be opened without a stderr")
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(f, marks=[NO_STDERR] if "closed" in f else []) for f in BROKEN],
-)
+@pytest.mark.parametrize("fault", BROKEN)
 def test_handles_and_sleeps_without_a_log(host: FaultHost, fault: str) -> None:
     host.configure(handler=host.handler(FAILING, file="failing.py"))
     host.fill(20)

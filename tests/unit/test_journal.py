@@ -94,7 +94,7 @@ def test_a_journal_that_is_down_stops_nobody() -> None:
 
 
 def test_logs_plainly_where_the_journal_cannot_be_loaded() -> None:
-    before = _JOURNAL + "package.__dict__.pop('journal'); sys.modules['systemd.journal'] = None\n"
+    before = _JOURNAL + "del package.journal, sys.modules['systemd.journal']\n"
     assert "consumer woke" in logged('log.info("consumer woke")', before).stderr
 
 
