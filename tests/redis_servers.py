@@ -109,6 +109,14 @@ class RedisServer:
         self._clients.append(client)
         return client
 
+    def ask(self, *command: Any) -> Any:
+        """Return the reply to one command, over a connection of its own."""
+        client = redis.Redis(unix_socket_path=str(self.socket_path), socket_timeout=30)
+        try:
+            return client.execute_command(*command)
+        finally:
+            client.connection_pool.disconnect()
+
     def close_clients(self) -> None:
         """Close the connections of all clients that `client()` returned."""
         for client in self._clients:
@@ -205,7 +213,7 @@ class Sentinels:
             sentinel.start()
             # Their own periods are of seconds.
             periods = ("info-period", "ask-period", "publish-period")
-            sentinel.client().execute_command(
+            sentinel.ask(
                 "SENTINEL", "DEBUG", *(word for period in periods for word in (period, 100))
             )
 
@@ -220,7 +228,7 @@ class Sentinels:
         """The port of the master, as the first Sentinel that runs sees it."""
         sentinel = next(sentinel for sentinel in self.sentinels if sentinel.running)
         command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
-        return int(sentinel.client().execute_command(*command)[1])
+        return int(sentinel.ask(*command)[1])
 
     @property
     def master(self) -> RedisServer:
@@ -238,14 +246,12 @@ class Sentinels:
         def agreed() -> int:
             command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
             ports = {
-                int(sentinel.client().execute_command(*command)[1])
-                for sentinel in self.sentinels
-                if sentinel.running
+                int(sentinel.ask(*command)[1]) for sentinel in self.sentinels if sentinel.running
             }
             (port, *others) = ports
             if others or port == from_port or not self._of_port[port].running:
                 return 0
-            is_master = self._of_port[port].client().execute_command("ROLE")[0] == b"master"
+            is_master = self._of_port[port].ask("ROLE")[0] == b"master"
             return port if is_master else 0
 
         return wait_until(agreed, deadline_s, "another master")
@@ -257,8 +263,8 @@ class Sentinels:
 
     def _complete(self) -> bool:
         for sentinel in self.sentinels:
-            (raw,) = sentinel.client().execute_command("SENTINEL MASTERS").values()
-            replicas = sentinel.client().execute_command("SENTINEL SLAVES", self.service)
+            (raw,) = sentinel.ask("SENTINEL MASTERS").values()
+            replicas = sentinel.ask("SENTINEL SLAVES", self.service)
             good = sum("disconnected" not in r["flags"] and not r["is_sdown"] for r in replicas)
             if raw["num-other-sentinels"] != 2 or raw["flags"] != "master" or good != 2:
                 return False
@@ -308,10 +314,10 @@ class Cluster:
         return "\n".join([*lines, "vars currentEpoch 3 lastVoteEpoch 0"]) + "\n"
 
     def _is_well(self, node: RedisServer) -> bool:
-        info = node.client().execute_command("CLUSTER INFO")
+        info = node.ask("CLUSTER INFO")
         if info["cluster_state"] != "ok" or info["cluster_known_nodes"] != str(len(self.nodes)):
             return False
-        role = node.client().execute_command("ROLE")
+        role = node.ask("ROLE")
         return role[0] == b"master" or role[3] == b"connected"
 
     def url(self, *indices: int) -> str:
@@ -324,7 +330,7 @@ class Cluster:
         for index, node in enumerate(self.nodes):
             if node.running:
                 try:
-                    node.client().exists(key)
+                    node.ask("EXISTS", key)
                     return index
                 except redis.ResponseError as error:
                     # ASK: it is moving away. Older versions of redis-py have no class for that
