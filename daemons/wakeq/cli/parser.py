@@ -22,7 +22,7 @@ examples:
 
 'wakeq COMMAND --help' says more of each command.
 
-exit codes: 0 done, 64 wrong usage, 65 wrong input, 69 Redis or a consumer cannot be reached,
+exit codes: 0 done, 64 wrong usage, 69 Redis or a consumer cannot be reached,
 77 not permitted, 78 wrong configuration.
 """
 

@@ -166,6 +166,10 @@ class Reporter:
             fields["failed"] = self.failed
         if handed_back:
             fields["handed_back"] = handed_back
+            self._log.info(
+                "handed back messages that were not handled", count=handed_back,
+                event_id=journal.MESSAGES_HANDED_BACK, **self._names,
+            )  # fmt: skip
         seconds = monotonic() - self._started
         self._log.info(
             f"consumer {how}", event_id=journal.CONSUMER_SLEPT, **fields,
