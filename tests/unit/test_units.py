@@ -96,7 +96,9 @@ def test_the_sandbox_counts_in_the_exposure(root: Path) -> None:
 
 @pytest.mark.parametrize("unit", [path.name for path in UNIT_FILES])
 def test_each_unit_names_its_man_page(unit: str) -> None:
-    assert re.search(r"^Documentation=man:wakeq\S*\([78]\)$", (UNITS / unit).read_text(), re.MULTILINE)
+    assert re.search(
+        r"^Documentation=man:wakeq\S*\([78]\)$", (UNITS / unit).read_text(), re.MULTILINE
+    )
 
 
 def test_the_target_stops_every_other_unit() -> None:
