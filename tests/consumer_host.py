@@ -226,7 +226,8 @@ class ConsumerHost:
             text = self._record.read_text(errors="backslashreplace")
         except FileNotFoundError:
             return []
-        return text.splitlines()
+        # A line that is being written may be seen in part.
+        return text[: text.rfind("\n") + 1].splitlines()
 
     def wait_records(self, count: int, deadline_s: float = 10) -> list[str]:
         """Wait until there are so many records, and return them."""

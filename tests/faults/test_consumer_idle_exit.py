@@ -96,9 +96,12 @@ def wakeup(host: ConsumerHost) -> Iterator[None]:
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--recheck", "1h"], env=os.environ | host.env
     )
-    yield
-    process.terminate()
-    assert process.wait(20) == 0
+    try:
+        yield
+    finally:
+        process.terminate()
+        code = process.wait(20)
+    assert code == 0
 
 
 @pytest.fixture
