@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "daemons/wakeq"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(PACKAGE.rglob("*.lua"))
+CHORES = sorted((ROOT / "scripts").rglob("*.py"))
 
 # Options of redis-py whose defaults differ between its versions.
 CLIENT_OPTIONS = (
@@ -96,7 +97,7 @@ def test_client_options_are_set_in_one_module(path: Path) -> None:
     assert not found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name)
+@pytest.mark.parametrize("path", MODULES + CHORES, ids=name)
 def test_a_module_is_small_and_says_what_it_owns(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 400
