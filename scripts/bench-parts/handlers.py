@@ -3,7 +3,8 @@
 import atexit
 import os
 import time
-from typing import Any
+
+from wakeq.message import Message  # has been loaded anyway, so this costs the start nothing
 
 imported = time.monotonic()
 # How many messages noop() will see, if that was said.
@@ -14,7 +15,7 @@ count = 0
 first = last = 0.0
 
 
-def noop(message: Any) -> None:
+def noop(message: Message) -> None:
     """Count, and take the time of the first message and of the last."""
     global count, first, last
     count += 1
@@ -24,17 +25,17 @@ def noop(message: Any) -> None:
         last = time.monotonic()
 
 
-async def async_noop(message: Any) -> None:
+async def async_noop(message: Message) -> None:
     """Do the same in a coroutine."""
     noop(message)
 
 
-def stamp(message: Any) -> None:
+def stamp(message: Message) -> None:
     """Keep how many ms ago the message was published; its body says when."""
     seen.append((time.monotonic() - float(message.body)) * 1000)
 
 
-def stamp_at_once(message: Any) -> None:
+def stamp_at_once(message: Message) -> None:
     """Write the times of a cold start: published, activated, imported, called."""
     now = time.monotonic()
     with open(OUT + "/cold", "a", encoding="utf-8") as file:
