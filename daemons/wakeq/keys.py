@@ -5,6 +5,9 @@ together on Redis Cluster. `S` is a stream, `G` a group, `C` a consumer.
 """
 
 STREAMS = "wakeq:streams"  # SET: the streams that wakeq looks after
+# CHANNEL: a stream's name is published when one of its messages is due before all others. A
+# channel and no stream, because a script may publish from any slot of a Cluster.
+DOORBELL = "wakeq:doorbell"
 
 
 def prefix(stream: str) -> str:
@@ -33,6 +36,36 @@ def stats(stream: str, group: str) -> str:
 def alive(stream: str, group: str, consumer: str) -> str:
     """STRING, expires: a consumer lives; the value names its process."""
     return f"{prefix(stream)}:alive:{group}:{consumer}"
+
+
+def delayed(stream: str) -> str:
+    """ZSET: when each delayed message is due, in ms; the member is its id, `ID@G` of a retry."""
+    return f"{prefix(stream)}:delayed"
+
+
+def delayed_data(stream: str) -> str:
+    """HASH: the delayed messages by the same ids, packed by fail.lua or schedule.lua."""
+    return f"{prefix(stream)}:delayed:data"
+
+
+def dead(stream: str, group: str) -> str:
+    """STREAM: dead letters of a group."""
+    return f"{prefix(stream)}:dead:{group}"
+
+
+def crashes(stream: str, group: str) -> str:
+    """HASH: how often a message's handler was begun, alone, and its process did not survive."""
+    return f"{prefix(stream)}:crashes:{group}"
+
+
+def owner(stream: str, group: str) -> str:
+    """HASH: strict order: who may consume, until when, with which fencing token."""
+    return f"{prefix(stream)}:owner:{group}"
+
+
+def paused(stream: str) -> str:
+    """STRING: nobody handles messages of the stream now; the value says since when and why."""
+    return f"{prefix(stream)}:paused"
 
 
 def dedup(stream: str, key: str) -> str:

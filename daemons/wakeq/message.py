@@ -8,6 +8,16 @@ KEY = b"wakeq.key"
 ATTEMPT = b"wakeq.attempt"
 FIRST_ID = b"wakeq.first_id"
 HANDED_BACK = b"wakeq.handed_back"
+# What a message that failed carries on its way, and its dead letter for good.
+ERROR = b"wakeq.error"  # the last one: its type and text, in one line
+FAILED_AT = b"wakeq.failed_at"  # ms, by the clock of Redis
+FIRST_FAILED_AT = b"wakeq.first_failed_at"  # ms
+# A dead letter alone: where the error came from, and who had the message last.
+TRACEBACK = b"wakeq.traceback"
+CONSUMER = b"wakeq.consumer"
+HOST = b"wakeq.host"
+# All fields of a message that has more of them than a script can pass on, in one.
+FOLDED = b"wakeq.folded"
 
 Value = bytes | str | int | float
 # Spelled out, because a dict[str, ...] is no Mapping[str | bytes, ...] to a type checker.
