@@ -22,6 +22,7 @@ from bench import bench_in_folder
 TARGETS = (
     "throughput",
     "latency",
+    "startup",
     "cold",
     "sleepers",
     "memory",
