@@ -43,6 +43,19 @@ def _names_consumers(command: Command) -> bool:
     return any(argument.name == "NAME" for argument in command.arguments)
 
 
+def _any_names_consumers(program: Command) -> bool:
+    return any(map(_names_consumers, (program, *program.all_commands)))
+
+
+def _families(program: Command) -> list[Command]:
+    return [command for command in program.commands if command.commands]
+
+
+def _action(command: Command) -> str:
+    """Return the last word of a subcommand."""
+    return command.name.split()[-1]
+
+
 def _with_value(options: list[Option]) -> list[str]:
     return [option.name for option in options if option.metavar]
 
@@ -52,7 +65,8 @@ def _with_value(options: list[Option]) -> list[str]:
 
 def _bash(program: Command) -> str:
     function = "_" + program.name.replace("-", "_")
-    everything = {o.name: o for c in (program, *program.commands) for o in c.options}.values()
+    every = (program, *program.commands, *program.all_commands)
+    everything = {option.name: option for command in every for option in command.options}.values()
     lines = [_HEADER + f"# bash completion of {program.name}", f"{function}() {{"]
     lines += [_BASH_WORDS.rstrip("\n")]
     lines += ["    case $previous in"]
@@ -61,20 +75,23 @@ def _bash(program: Command) -> str:
             lines += [f"        {option.name}) {_bash_value(option)}; return ;;"]
     lines += ["    esac"]
     if program.commands:
-        lines += [_BASH_COMMAND.format(values="|".join(_with_value(list(everything)))).rstrip("\n")]
+        lines += [_bash_command(program, _with_value(list(everything)))]
         lines += ["    case $command in"]
-        for command in program.commands:
-            lines += [f"        {command.name}) options='{_bash_names(command)}' ;;"]
+        for command in (*program.all_commands, *_families(program)):
+            line = f"        {_bash_pattern(command)}) options='{_bash_names(command)}'"
+            if command.commands:
+                line += f" names=({' '.join(map(_action, command.commands))})"
+            lines += [f"{line} ;;"]
         names = " ".join(command.name for command in program.commands)
         lines += [f"        '') options='{_bash_names(program)}' names=({names}) ;;", "    esac"]
-        named = "|".join(c.name for c in program.commands if _names_consumers(c))
+        named = "|".join(map(_bash_pattern, filter(_names_consumers, program.all_commands)))
         lines += [f"    case $command in {named}) _wakeq_names ;; esac"]
     else:
         lines += [f"    options='{_bash_names(program)}'"]
         if _names_consumers(program):
             lines += ["    _wakeq_names"]
     lines += [_BASH_END.rstrip("\n"), "}", f"complete -F {function} {program.name}", ""]
-    if any(_names_consumers(c) for c in (program, *program.commands)):
+    if _any_names_consumers(program):
         lines.insert(1, _BASH_CONSUMERS.format(files=_FILES, sockets=_SOCKETS).rstrip("\n"))
     return "\n".join(lines)
 
@@ -108,7 +125,7 @@ _BASH_COMMAND = """\
         case ${{words[index]}} in
             {values}) ((index++)) ;;
             -*) ;;
-            *) command=${{words[index]}}; break ;;
+            *) command+=${{command:+ }}${{words[index]}}; {stop} ;;
         esac
     done
 """
@@ -128,6 +145,17 @@ _BASH_END = """\
 """
 
 
+def _bash_command(program: Command, with_value: list[str]) -> str:
+    families = "|".join(family.name for family in _families(program))
+    # Of a family's subcommand the second word is needed, too.
+    stop = f"case $command in {families}) ;; *) break ;; esac" if families else "break"
+    return _BASH_COMMAND.format(values="|".join(with_value), stop=stop).rstrip("\n")
+
+
+def _bash_pattern(command: Command) -> str:
+    return f"'{command.name}'" if " " in command.name else command.name
+
+
 def _bash_names(command: Command) -> str:
     return " ".join(o.name + ("=" if o.metavar else "") for o in command.options)
 
@@ -145,30 +173,39 @@ def _bash_value(option: Option) -> str:
 
 
 def _zsh(program: Command) -> str:
-    function = "_" + program.name.replace("-", "_")
     lines = [f"#compdef {program.name}", _HEADER.rstrip("\n")]
-    if any(_names_consumers(c) for c in (program, *program.commands)):
+    if _any_names_consumers(program):
         lines += [_ZSH_CONSUMERS.format(files=_FILES, sockets=_SOCKETS).rstrip("\n")]
-    lines += [f"{function}() {{"]
+    for command in (*_families(program), program):
+        lines += [*_zsh_function(command), ""]
+    return "\n".join([*lines[:-1], f'{_zsh_name(program)} "$@"', ""])
+
+
+def _zsh_name(command: Command) -> str:
+    return "_" + command.name.replace("-", "_")
+
+
+def _zsh_function(program: Command) -> list[str]:
+    """Return what completes a program, or a family as if it were one."""
+    lines = [f"{_zsh_name(program)}() {{"]
     if not program.commands:
-        lines += ["    _arguments -s \\", *_zsh_arguments(program, "        ")]
-    else:
-        lines += ["    local context state state_descr line", "    typeset -A opt_args"]
-        lines += ["    _arguments -C -A '-*' \\"]
-        options = [_zsh_option(option) for option in program.options]
-        lines += [f"        {option} \\" for option in options]
-        lines += ["        '1: :->command' '*:: :->argument'", "    case $state in", "    command)"]
-        lines += ["        local -a commands=("]
-        lines += [f"            {_zsh_quoted(f'{c.name}:{c.summary}')}" for c in program.commands]
-        lines += ["        )", "        _describe command commands ;;", "    argument)"]
-        lines += ["        case $line[1] in"]
-        for command in program.commands:
-            lines += [f"        {command.name})", "            _arguments \\"]
-            lines += [*_zsh_arguments(command, "                ")]
-            lines += ["            ;;"]
-        lines += ["        esac ;;", "    esac"]
-    lines += ["}", f'{function} "$@"', ""]
-    return "\n".join(lines)
+        return [*lines, "    _arguments -s \\", *_zsh_arguments(program, "        "), "}"]
+    lines += ["    local context state state_descr line", "    typeset -A opt_args"]
+    lines += ["    _arguments -C -A '-*' \\"]
+    lines += [f"        {_zsh_option(option)} \\" for option in program.options]
+    lines += ["        '1: :->command' '*:: :->argument'", "    case $state in", "    command)"]
+    lines += ["        local -a commands=("]
+    lines += [f"            {_zsh_quoted(f'{_action(c)}:{c.summary}')}" for c in program.commands]
+    lines += ["        )", "        _describe command commands ;;", "    argument)"]
+    lines += ["        case $line[1] in"]
+    for command in program.commands:
+        if command.commands:
+            lines += [f"        {command.name}) {_zsh_name(command)} ;;"]
+            continue
+        lines += [f"        {_action(command)})", "            _arguments \\"]
+        lines += [*_zsh_arguments(command, "                ")]
+        lines += ["            ;;"]
+    return [*lines, "        esac ;;", "    esac", "}"]
 
 
 _ZSH_CONSUMERS = """\
@@ -216,28 +253,37 @@ def _zsh_quoted(text: str) -> str:
 def _fish(program: Command) -> str:
     start = f"complete -c {program.name}"
     lines = [_HEADER + f"{start} -f"]
-    if any(_names_consumers(c) for c in (program, *program.commands)):
+    if _any_names_consumers(program):
         lines += [_FISH_CONSUMERS.rstrip("\n")]
     if not program.commands:
         lines += [_fish_option(start, option) for option in program.options]
         lines += _fish_arguments(start, program)
     else:
         names = " ".join(command.name for command in program.commands)
-        first = f"{start} -n 'not __fish_seen_subcommand_from {names}'"
+        first = f"{start} -n 'not {_FISH_SEEN} {names}'"
         shared = {option.name for option in program.options}
         for option in program.options:
-            inside = any(option in command.options for command in program.commands)
+            inside = any(option in command.options for command in program.all_commands)
             lines += [_fish_option(start if inside else first, option)]
         for command in program.commands:
             lines += [f"{first} -a {command.name} -d {_fish_quoted(command.summary)}"]
-        for command in program.commands:
-            inside = f"{start} -n '__fish_seen_subcommand_from {command.name}'"
+        for family in _families(program):
+            actions = " ".join(map(_action, family.commands))
+            inside_family = f"{_FISH_SEEN} {family.name}; and not {_FISH_SEEN} {actions}"
+            lines += [
+                f"{start} -n '{inside_family}' -a {_action(c)} -d {_fish_quoted(c.summary)}"
+                for c in family.commands
+            ]
+        for command in program.all_commands:
+            seen = "; and ".join(f"{_FISH_SEEN} {word}" for word in command.name.split())
+            within = f"{start} -n '{seen}'"
             own = [option for option in command.options if option.name not in shared]
-            lines += [_fish_option(inside, option) for option in own]
-            lines += _fish_arguments(inside, command)
+            lines += [_fish_option(within, option) for option in own]
+            lines += _fish_arguments(within, command)
     return "\n".join([*lines, ""])
 
 
+_FISH_SEEN = "__fish_seen_subcommand_from"
 _FISH_CONSUMERS = """\
 function __wakeq_consumers --description 'The consumers of this host'
     set -l config /etc/wakeq

@@ -36,7 +36,7 @@ class Argument(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A program or a subcommand."""
+    """A program or a subcommand, `peek` or `dead list`."""
 
     name: str
     summary: str
@@ -44,6 +44,14 @@ class Command(NamedTuple):
     arguments: list[Argument]
     options: list[Option]
     commands: list[Command]
+
+    @property
+    def all_commands(self) -> list[Command]:
+        """Return the subcommands that can be run, however deep."""
+        found = []
+        for command in self.commands:
+            found += command.all_commands or [command]
+        return found
 
 
 def programs() -> list[Command]:
@@ -96,7 +104,7 @@ def _command(parser: argparse.ArgumentParser) -> Command:
     description = parser.description or ""
     summary, separator, examples = description.partition(_HELP_FORM)
     assert separator, parser.prog
-    name = parser.prog.split()[-1]
+    name = parser.prog.partition(" ")[2] or parser.prog
     return Command(name, summary, examples.rstrip("\n"), arguments, options, commands)
 
 
@@ -110,7 +118,7 @@ def _option(action: argparse.Action) -> Option:
 
 
 def _argument(action: Any) -> Argument:
-    forms = {None: "{}", "?": "[{}]", "*": "[{}]..."}
+    forms = {None: "{}", "?": "[{}]", "*": "[{}]...", "+": "{}..."}
     return Argument(action.metavar, forms[action.nargs].format(action.metavar), _help(action))
 
 

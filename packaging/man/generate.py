@@ -6,8 +6,8 @@ are made here from the parsers and the tables of settings:
     .\\" BEGIN options wakeq-consumer
     .\\" END
 
-A block is `options PROGRAM`, `command SUBCOMMAND` of wakeq, or `setting TABLE KEY`, where the
-table is `top` for the top level of wakeq.toml.
+A block is `options PROGRAM`, `command SUBCOMMAND` of wakeq (`command FAMILY ACTION`), or
+`setting TABLE KEY`, where the table is `top` for the top level of wakeq.toml.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def wanted() -> list[str]:
     tables = {"top": Common, **TABLES}
     return [
         *(f"options {program.name}" for program in programs),
-        *(f"command {command.name}" for command in programs[0].commands),
+        *(f"command {command.name}" for command in programs[0].all_commands),
         *(f"setting {table} {key}" for table in tables for key in tables[table].table),
     ]
 
@@ -87,9 +87,10 @@ def _option(option: commands.Option) -> str:
     return f".TP\n\\fB{option.name.translate(_SPECIAL)}\\fR{value}\n{_sentence(option.help)}"
 
 
-def _subcommand(name: str) -> str:
+def _subcommand(*words: str) -> str:
+    name = " ".join(words)
     wakeq = _program("wakeq")
-    command = next(command for command in wakeq.commands if command.name == name)
+    command = next(command for command in wakeq.all_commands if command.name == name)
     shared = {option.name for option in wakeq.options}
     synopsis = [f"\\fBwakeq {name}\\fR", "[\\fIOPTION\\fR]..."]
     synopsis += [_form(argument) for argument in command.arguments]

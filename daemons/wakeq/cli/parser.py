@@ -18,6 +18,7 @@ examples:
   wakeq status                         see streams, groups and who is awake
   wakeq peek orders                    look at messages without taking them
   wakeq wake orders                    start a consumer now
+  wakeq trim --dry-run                 see what could be removed from streams
   wakeq check                          look for what is wrong on this host
 
 'wakeq COMMAND --help' says more of each command.
@@ -57,6 +58,11 @@ class CommandParser(Parser):
 
     _intermixing = False
 
+    def add_subparsers(self, **options: Any) -> Any:
+        """Take subcommands, with which argparse cannot mix options."""
+        self._intermixing = True
+        return super().add_subparsers(**options)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse options first, then arguments (parse_known_intermixed_args calls this twice)."""
         if self._intermixing:
@@ -71,17 +77,26 @@ class CommandParser(Parser):
 class Subparsers:
     """Takes the subcommands of each family."""
 
-    def __init__(self, parser: Parser, shared: "CommandParser") -> None:
-        self._action = parser.add_subparsers(
-            metavar="COMMAND", dest="command", parser_class=CommandParser
-        )
+    def __init__(self, action: Any, shared: "CommandParser") -> None:
+        self._action = action
         self._shared = shared
 
     def add(
         self, name: str, summary: str, examples: str, run: Callable[[Any, Arguments], int]
     ) -> Parser:
         """Add a subcommand and return the parser of its arguments."""
-        parser: CommandParser = self._action.add_parser(
+        parser = self._add(name, summary, examples)
+        parser.set_defaults(run=run)
+        return parser
+
+    def add_family(self, name: str, summary: str, examples: str) -> "Subparsers":
+        """Add a subcommand that has subcommands of its own, and return what takes those."""
+        parser = self._add(name, summary, examples)
+        action = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+        return Subparsers(action, self._shared)
+
+    def _add(self, name: str, summary: str, examples: str) -> Parser:
+        parser: Parser = self._action.add_parser(
             name,
             help=summary,
             description=f"{summary}\n\nexamples:\n{examples}",
@@ -89,7 +104,6 @@ class Subparsers:
             parents=[self._shared],
             allow_abbrev=False,
         )
-        parser.set_defaults(run=run)
         return parser
 
 
@@ -109,7 +123,10 @@ def parse(families: Iterable[Family], words: Sequence[str]) -> Arguments:
     )
     parser.add_argument("--version", action="version", version=f"wakeq {__version__}")
     # Not given after the subcommand: keep what was given before it.
-    subparsers = Subparsers(parser, _shared(CommandParser, argparse.SUPPRESS))
+    action = parser.add_subparsers(
+        metavar="COMMAND", dest="command", parser_class=CommandParser
+    )
+    subparsers = Subparsers(action, _shared(CommandParser, argparse.SUPPRESS))
     for family in families:
         family.add(subparsers)
     arguments = parser.parse_args(words)
