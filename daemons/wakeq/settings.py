@@ -98,13 +98,13 @@ class Section:
             setattr(self, setting.name, setting.default)
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, longest: float = _LONGEST_SECONDS) -> float:
     """Return the seconds of a time span such as `30s`, `1h 30min` or `0.5`.
 
     The form is that of systemd.time(7): numbers with units, added up; no unit means seconds.
 
     Raises:
-        Wrong: the text is no time span, or it is longer than three weeks.
+        Wrong: the text is no time span, or it is longer than `longest` (seconds).
     """
     total, rest = 0.0, text.strip()
     if not rest:
@@ -119,8 +119,8 @@ def parse_duration(text: str) -> float:
         except (ValueError, KeyError):
             raise Wrong(f"must be a time span such as 500ms, 30s or 5min, not {text!r}") from None
         rest = tail[letters:].lstrip()
-    if total > _LONGEST_SECONDS:
-        raise Wrong(f"must be at most {_LONGEST_SECONDS:.0f} seconds, not {text!r}")
+    if total > longest:
+        raise Wrong(f"must be at most {longest:.0f} seconds, not {text!r}")
     return total
 
 
