@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 
 from wakeq import toml
+from wakeq.backoff import Growth
 from wakeq.errors import ConfigError, UsageError
 from wakeq.settings import (
     Section,
@@ -20,8 +21,10 @@ from wakeq.settings import (
     command,
     duration,
     flag,
+    growth,
     integer,
     nearest,
+    patterns,
     text,
 )
 
@@ -73,6 +76,12 @@ class Consumer(Section):
                    "none", "key")  # fmt: skip
     timeout = duration("a message that takes longer has failed (0: no limit)", 0.0,
                        low=0.001, off=True)  # fmt: skip
+    max_attempts = integer("a message that failed so often is a dead letter (0: never)", 10,
+                           low=0, high=1_000_000)  # fmt: skip
+    max_crashes = integer("so is a message whose handler ended the whole process so often", 3,
+                          low=1, high=1000)  # fmt: skip
+    backoff = growth("how long to wait at most before another try, each time a random part of it",
+                     Growth(1.0, 2.0, 600.0))  # fmt: skip
     idle_timeout = duration("exit when nothing came for this long", 30.0, low=2.5)
     drain_timeout = duration("at a stop, how long to wait for messages being handled", 60.0)
     claim_after = duration("take over messages of a consumer that is gone after this long", 60.0,
@@ -90,8 +99,20 @@ class Wakeup(Section):
     discover = flag("also wake groups whose name is the path of a socket")
 
 
+class Trim(Section):
+    """wakeq-trim and wakeq trim: [trim] of wakeq.toml."""
+
+    keep = integer("leave at least so many of the newest messages of each stream", 1000,
+                   low=0, high=1_000_000_000)  # fmt: skip
+    max_length = integer(
+        "LOSES MESSAGES: remove all but so many, even those that a group needs (0: never)", 0,
+        low=0, high=1_000_000_000,
+    )  # fmt: skip
+    streams = patterns("trim these streams, too, not only those that wakeq has seen")
+
+
 # Tables of wakeq.toml, by name; the top level is Common.
-TABLES: dict[str, type[Section]] = {"consumer": Consumer, "wakeup": Wakeup}
+TABLES: dict[str, type[Section]] = {"consumer": Consumer, "wakeup": Wakeup, "trim": Trim}
 
 
 def instance_base(name: str) -> str:
@@ -163,6 +184,22 @@ class Config:
         section = Wakeup()
         self._apply_table(section, "wakeup")
         self._overlay(section)
+        return section
+
+    def trim(self) -> Trim:
+        """Return the settings of wakeq-trim.
+
+        Raises:
+            ConfigError: a setting is wrong, or they contradict each other.
+        """
+        section = Trim()
+        self._apply_table(section, "trim")
+        self._overlay(section)
+        if 0 < section.max_length < section.keep:
+            raise ConfigError(
+                f"max_length must be at least keep, which is {section.keep}, or 0 for none,"
+                f" not {section.max_length}"
+            )
         return section
 
     def consumer(self, name: str) -> Consumer:

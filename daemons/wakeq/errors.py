@@ -4,6 +4,12 @@ The codes are those of sysexits(3), which systemd knows by name. What an operato
 is a `WakeqError`: the runner prints its text, without a traceback, and exits with its code.
 """
 
+from __future__ import annotations
+
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from wakeq.message import Fields
+
 EX_USAGE = 64
 EX_DATAERR = 65
 EX_UNAVAILABLE = 69
@@ -11,6 +17,8 @@ EX_SOFTWARE = 70
 EX_TEMPFAIL = 75
 EX_NOPERM = 77
 EX_CONFIG = 78
+
+_LONGEST_DELAY_SECONDS = 10 * 366 * 86400.0
 
 
 class WakeqError(Exception):
@@ -50,7 +58,32 @@ class BusyError(WakeqError):
 
 
 class Retry(Exception):
-    """Raised by a handler: this message could not be handled now, deliver it again."""
+    """Raised by a handler: this message could not be handled now, deliver it again.
+
+    Args:
+        reason: why, for the log.
+        delay: after how many seconds; None: as `backoff` says.
+        fields: fields to have other values by then (`body` among them).
+
+    Raises:
+        ValueError: the delay is negative or no number, or a field is one of ours.
+    """
+
+    def __init__(
+        self,
+        reason: str = "",
+        *,
+        delay: float | None = None,
+        fields: Fields | None = None,
+    ) -> None:
+        super().__init__(*([reason] if reason else []))
+        if delay is not None and not 0 <= delay < _LONGEST_DELAY_SECONDS:
+            raise ValueError(f"delay must be seconds, 0 or more, not {delay!r}")
+        from wakeq.message import encode  # not at the top, because message imports nothing of ours
+
+        self.delay = delay
+        items = encode(None, fields) if fields else []
+        self.fields = dict(zip(items[::2], items[1::2], strict=True))
 
 
 class Reject(Exception):
@@ -59,6 +92,10 @@ class Reject(Exception):
 
 class HandlerFailure(Exception):
     """A handler failed in a way that the text says all about."""
+
+
+class Crashed(HandlerFailure):
+    """The handler did not survive the message."""
 
 
 class TimedOut(HandlerFailure):

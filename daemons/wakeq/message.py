@@ -1,6 +1,6 @@
 """Messages: what a handler gets, and what it may give back to be published."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 OWN_PREFIX = b"wakeq."
 BODY = b"body"
@@ -32,20 +32,29 @@ class Message:
         id: the id it was first published with; it stays the same through retries.
     """
 
-    __slots__ = ("_fields", "_items", "entry_id", "finished", "source", "started", "stream")
+    __slots__ = (
+        *("_fields", "_items", "deliveries", "entry_id"),
+        *("finished", "source", "started", "stream"),
+    )
 
     def __init__(self, stream: str, source: int, entry_id: bytes, items: Sequence[bytes]) -> None:
         """Take an entry as Redis gives it: `items` is field, value, field, value …"""
         self.stream = stream
         self.source = source  # which of the streams that the consumer reads
         self.entry_id = entry_id  # the id in that stream
+        self.deliveries = 1  # how often it was given to a consumer, as far as anybody asked
         self.started = 0.0  # when a lane began to handle it, by the monotonic clock
         self.finished = False  # the consumer is done with it, for good or ill
-        self._items = items
+        self._items = unfold(items) if source else items
         self._fields: dict[bytes, bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<Message {self.id} of {self.stream}>"
+
+    def pairs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Return all fields in their order, those that are ours among them."""
+        items = iter(self._items)
+        return zip(items, items, strict=True)
 
     def own(self, name: bytes) -> bytes | None:
         """Return one of the fields that are ours (`wakeq.…`), or None."""
@@ -75,9 +84,7 @@ class Message:
     def fields(self) -> dict[bytes, bytes]:
         """All fields but those that are ours; of a name that stands twice, the last."""
         if self._fields is None:
-            items = iter(self._items)
-            pairs = zip(items, items, strict=True)
-            self._fields = {k: v for k, v in pairs if not k.startswith(OWN_PREFIX)}
+            self._fields = {k: v for k, v in self.pairs() if not k.startswith(OWN_PREFIX)}
         return self._fields
 
     @property
@@ -135,6 +142,58 @@ class Publish:
         """
         self.stream = stream
         self.items = encode(body, fields, key)
+
+
+# What a delivery says of itself is said anew by the next one.
+_OF_ONE_DELIVERY = (ATTEMPT, FIRST_ID, ERROR, FAILED_AT, TRACEBACK, CONSUMER, HOST, HANDED_BACK)
+# Lua passes no more than 8000 arguments on; some are for what a script adds.
+_MOST_ITEMS = 7000
+
+
+def carry(
+    message: Message,
+    own: Sequence[tuple[bytes, bytes]],
+    changes: Mapping[bytes, bytes] | None = None,
+) -> list[bytes]:
+    """Return the items of a message to be moved elsewhere: what is ours first, then its fields.
+
+    Args:
+        message: the message.
+        own: what this move says, fields of ours.
+        changes: fields to have other values.
+    """
+    changed = changes or {}
+    kept: list[bytes] = []
+    fields: list[bytes] = []
+    for name, value in message.pairs():
+        if name.startswith(OWN_PREFIX):
+            if name not in _OF_ONE_DELIVERY:
+                kept += (name, value)
+        elif name not in changed:
+            fields += (name, value)
+    for name, value in changed.items():
+        fields += (name, value)
+    items = [part for pair in own for part in pair] + kept
+    return items + fold(fields) if len(items) + len(fields) > _MOST_ITEMS else items + fields
+
+
+def fold(fields: Sequence[bytes]) -> list[bytes]:
+    """Return fields as one field: each name and value behind its length (4 bytes, big-endian)."""
+    parts = [part for field in fields for part in (len(field).to_bytes(4, "big"), field)]
+    return [FOLDED, b"".join(parts)]
+
+
+def unfold(items: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the items of an entry, those that were folded among them."""
+    if len(items) < 2 or items[-2] != FOLDED:
+        return items
+    blob, at = items[-1], 0
+    whole = list(items[:-2])
+    while at < len(blob):
+        size = int.from_bytes(blob[at : at + 4], "big")
+        whole.append(blob[at + 4 : at + 4 + size])
+        at += 4 + size
+    return whole
 
 
 def encode(

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from wakeq.backoff import Growth
+
 TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
 if TYPE_CHECKING:
     from typing import Any, ClassVar, cast
@@ -35,6 +37,7 @@ _SECONDS = {
 }
 # The whole range of 32-bit milliseconds that every Redis command and poll(2) take.
 _LONGEST_SECONDS = 2_000_000.0
+_GROWTH = '{ base = "1s", factor = 2, cap = "10min" }'
 
 
 class Wrong(Exception):
@@ -203,18 +206,58 @@ def duration(help_line: str, default: float, *, low: float = 0.0, off: bool = Fa
     """
 
     def read(value: object) -> float:
-        if isinstance(value, str):
-            seconds = parse_duration(value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            seconds = parse_duration(_plain(value)) if value >= 0 else -1.0
-        else:
-            raise Wrong(f"must be a time span such as 500ms, 30s or 5min, not {value!r}")
-        if seconds < low and not (off and seconds == 0):
-            or_off = " (or 0 for none)" if off else ""
-            raise Wrong(f"must be at least {format_duration(low)}{or_off}, not {value!r}")
-        return seconds
+        return _read_span(value, low, off)
 
     return cast(float, Setting(help_line, default, read, "time span"))
+
+
+def _read_span(value: object, low: float, off: bool = False) -> float:
+    if isinstance(value, str):
+        seconds = parse_duration(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = parse_duration(_plain(value)) if value >= 0 else -1.0
+    else:
+        raise Wrong(f"must be a time span such as 500ms, 30s or 5min, not {value!r}")
+    if seconds < low and not (off and seconds == 0):
+        or_off = " (or 0 for none)" if off else ""
+        raise Wrong(f"must be at least {format_duration(low)}{or_off}, not {value!r}")
+    return seconds
+
+
+def growth(help_line: str, default: Growth) -> Growth:
+    """Make a setting that says how the wait between tries grows; what is left out is as default."""
+
+    def read(value: object) -> Growth:
+        if not isinstance(value, dict):
+            raise Wrong(f"must be a table such as {_GROWTH}, not {value!r}")
+        if unknown := sorted(value.keys() - {"base", "factor", "cap"}):
+            raise Wrong(f"has base, factor and cap, not {unknown[0]!r}")
+        factor = value.get("factor", default.factor)
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            raise Wrong(f"has a factor that must be a number, not {factor!r}")
+        if not 1 <= factor <= 100:
+            raise Wrong(f"has a factor that must be 1 to 100, not {factor!r}")
+        spans = []
+        for name, least, usual in (("base", 0.001, default.base), ("cap", 0.0, default.cap)):
+            try:
+                spans.append(_read_span(value.get(name, usual), least))
+            except Wrong as wrong:
+                raise Wrong(f"has a {name} that {wrong}") from None
+        if spans[1] < spans[0]:
+            raise Wrong(
+                f"has a cap, {format_duration(spans[1])}, below its base,"
+                f" {format_duration(spans[0])}"
+            )
+        return Growth(spans[0], float(factor), spans[1])
+
+    def parse(value: str) -> Growth:
+        parts = dict(part.partition("=")[::2] for part in value.replace(",", " ").split())
+        try:
+            return read({k: float(v) if k == "factor" else v for k, v in parts.items()})
+        except ValueError:
+            raise Wrong(f"must be such as base=1s,factor=2,cap=10min, not {value!r}") from None
+
+    return cast(Growth, Setting(help_line, default, read, "base=1s,factor=2,cap=10min", parse))
 
 
 def command(help_line: str) -> list[str]:
@@ -236,6 +279,17 @@ def command(help_line: str) -> list[str]:
             raise Wrong(f"must be a command line, not {value!r}: {error}") from None
 
     return cast("list[str]", Setting(help_line, [], read, "list of text", parse))
+
+
+def patterns(help_line: str) -> list[str]:
+    """Make a setting that takes names with `*`, `?` and `[a-z]` in them; none by default."""
+
+    def read(value: object) -> list[str]:
+        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+            raise Wrong(f'must be a list such as ["orders", "mail-*"], not {value!r}')
+        return value
+
+    return cast("list[str]", Setting(help_line, [], read, "names", lambda v: read(v.split())))
 
 
 def nearest(word: str, known: Any) -> str:

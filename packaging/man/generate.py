@@ -33,10 +33,12 @@ _KINDS = {
     "text": ("text", "TEXT"),
     "list of text": ("list of text", "COMMAND"),
     "true | false": ("true or false", ""),
+    "names": ("list of names", "NAMES"),
     "DIR": ("path", "DIR"),
     "FILE": ("path", "FILE"),
     "URL": ("text", "URL"),
     "time span": ("time span", "SPAN"),
+    "base=1s,factor=2,cap=10min": ("table", "base=1s,factor=2,cap=10min"),
 }
 
 

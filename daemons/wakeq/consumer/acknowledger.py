@@ -1,27 +1,48 @@
 """Acknowledging: telling Redis what was handled, in batches, soon, and exactly once counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from wakeq import failpoint
+from wakeq import failpoint, keys
 from wakeq.consumer.channel import Channel
 from wakeq.consumer.hand import RETRY, STREAM, Hand, Member
+from wakeq.errors import ConfigError
 from wakeq.message import Message, Publish
 from wakeq.scripts import Script
 from wakeq.wire import TRANSIENT, Argument, Reply, ServerError
 
 _BATCH = 1000
+# Failed messages go with all their fields.
+_FAILURES = 100
+_BATCH_BYTES = 1024 * 1024
+
+
+class Failure:
+    """A message that failed, and what becomes of it.
+
+    Args:
+        message: the message.
+        delay_ms: after how long it is delivered again; -1: it is a dead letter.
+        items: what it is then, field, value, field, value …
+    """
+
+    __slots__ = ("delay_ms", "items", "message")
+
+    def __init__(self, message: Message, delay_ms: int, items: list[bytes]) -> None:
+        self.message = message
+        self.delay_ms = delay_ms
+        self.items = items
 
 
 class Acknowledger:
     """Keeps what was handled until Redis has confirmed the acknowledgement.
 
-    Both scripts may be sent again after a lost reply: what was acknowledged before is then
-    neither counted nor published again.
+    All scripts may be sent again after a lost reply: what was acknowledged before is then
+    neither counted nor published nor moved again.
 
     Attributes:
         ready: the ids to acknowledge, for each source.
-        unpublished: messages whose publishing is not confirmed yet.
+        unsettled: messages whose publishing or failing is not confirmed yet.
         on_confirmed: called when an acknowledgement was confirmed.
         on_refused: called with messages whose publishing the server refuses for good.
     """
@@ -34,10 +55,11 @@ class Acknowledger:
         self._acknowledge = Script("acknowledge")
         self._publish = Script("publish_and_acknowledge")
         self.ready: tuple[list[bytes], list[bytes]] = ([], [])
-        self.unpublished: set[Message] = set()
+        self._fail = Script("fail")
+        self.unsettled: set[Message] = set()
         self._joint: list[tuple[list[Message], list[Publish]]] = []
         self._discarded: tuple[list[bytes], list[bytes]] = ([], [])
-        self._failures = 0
+        self._failures: list[Failure] = []
         # What is sent and not confirmed, by number: how to have it sent again.
         self._in_flight: dict[int, Callable[[], None]] = {}
         self._number = 0
@@ -64,11 +86,12 @@ class Acknowledger:
     def add_joint(self, messages: list[Message], publishes: list[Publish]) -> None:
         """Acknowledge messages in one step with publishing others."""
         self._joint.append((messages, publishes))
-        self.unpublished.update(messages)
+        self.unsettled.update(messages)
 
-    def count_failure(self) -> None:
-        """Count a message that failed."""
-        self._failures += 1
+    def add_failure(self, failure: Failure) -> None:
+        """Move a message that failed to where it waits for another try, or to the dead letters."""
+        self._failures.append(failure)
+        self.unsettled.add(failure.message)
 
     def send(self, channel: Channel, position: bytes) -> None:
         """Queue all there is over a channel, which is flushed by the caller."""
@@ -84,8 +107,9 @@ class Acknowledger:
             self._send_joint(channel, messages, publishes, position)
         for source in (STREAM, RETRY):
             self._send_discarded(channel, source)
-        if self._failures:
-            self._send_failures(channel)
+        failures, self._failures = self._failures, []
+        for batch in _batches(failures):
+            self._send_failures(channel, batch, position)
 
     def lost(self) -> None:
         """Take back what was sent and not confirmed: the connection broke."""
@@ -142,13 +166,13 @@ class Acknowledger:
             if reply.code in TRANSIENT or reply.code == "NOGROUP":
                 raise reply
             del self._in_flight[number]
-            self.unpublished.difference_update(messages)
+            self.unsettled.difference_update(messages)
             self.on_refused(messages, reply)
             return
         failpoint.hit("after_acknowledge")
         del self._in_flight[number]
         self.on_confirmed()
-        self.unpublished.difference_update(messages)
+        self.unsettled.difference_update(messages)
         self._hand.drop(messages)
 
     def _send_discarded(self, channel: Channel, source: int) -> None:
@@ -162,16 +186,55 @@ class Acknowledger:
             command: list[Argument] = ["XACK", key, self._member.group, *ids]
             channel.ask(command, partial(self._confirm, number))
 
-    def _send_failures(self, channel: Channel) -> None:
-        count, self._failures = self._failures, 0
-        number = self._note(lambda: self._uncount(count))
-        command = ("HINCRBY", self._member.stats, "failed", count)
-        channel.ask(command, partial(self._confirm, number))
+    def _send_failures(self, channel: Channel, failures: list[Failure], position: bytes) -> None:
+        member = self._member
+        source = failures[0].message.source
+        number = self._note(lambda: self._failures.extend(failures))
+        arguments: list[Argument] = [member.group, member.consumer, 1 if source == RETRY else 0]
+        arguments += [position, member.stream, keys.DOORBELL]
+        for failure in failures:
+            message = failure.message
+            arguments += [message.entry_id, message.id, failure.delay_ms]
+            arguments += [len(failure.items), *failure.items]
+        channel.run(
+            self._fail,
+            [member.sources[source], member.stats, *member.failed],
+            arguments,
+            partial(self._confirm_failures, number, [f.message for f in failures]),
+        )
+
+    def _confirm_failures(self, number: int, messages: list[Message], reply: Reply) -> None:
+        if isinstance(reply, ServerError):
+            if reply.code == "WRONGTYPE":
+                raise ConfigError(
+                    f"one of the keys {', '.join(self._member.failed)} holds something that is not"
+                    " wakeq's: delete or rename it"
+                )
+            raise reply
+        failpoint.hit("after_fail")
+        del self._in_flight[number]
+        self.on_confirmed()
+        self.unsettled.difference_update(messages)
+        self._hand.drop(messages)
 
     def _confirm(self, number: int, reply: Reply) -> None:
         if isinstance(reply, ServerError) and reply.code in TRANSIENT:
             raise reply
         self._in_flight.pop(number, None)
 
-    def _uncount(self, count: int) -> None:
-        self._failures += count
+
+def _batches(failures: list[Failure]) -> Iterator[list[Failure]]:
+    """Yield what one script moves at a time: of one source, not too many, not too big."""
+    for source in (STREAM, RETRY):
+        batch: list[Failure] = []
+        size = 0
+        for failure in failures:
+            if failure.message.source != source:
+                continue
+            batch.append(failure)
+            size += sum(map(len, failure.items))
+            if len(batch) >= _FAILURES or size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch

@@ -89,7 +89,11 @@ class Claimer:
         if isinstance(reply, ServerError):
             raise reply
         stream = self._member.stream
-        messages = [Message(stream, source, entry_id, items) for entry_id, items in reply]
+        messages = []
+        for entry_id, items, deliveries in reply:
+            message = Message(stream, source, entry_id, items)
+            message.deliveries = deliveries
+            messages.append(message)
         if len(messages) >= most:
             self.more = True
         self._done()

@@ -21,24 +21,28 @@ from wakeq.config import Consumer as Settings
 from wakeq.consumer.acknowledger import Acknowledger
 from wakeq.consumer.claimer import Claimer
 from wakeq.consumer.drainer import Drainer
-from wakeq.consumer.hand import RETRY, STREAM, Hand, Member
+from wakeq.consumer.hand import RETRY, Hand, Member
 from wakeq.consumer.handler import Handler
 from wakeq.consumer.keeper import LIFETIME_SECONDS, Keeper
-from wakeq.consumer.lanes import LOOK_AGAIN_SECONDS, Done, make_lanes
+from wakeq.consumer.lanes import LOOK_AGAIN_SECONDS, make_lanes
 from wakeq.consumer.limiter import Limiter
+from wakeq.consumer.line import Line
 from wakeq.consumer.link import Link
+from wakeq.consumer.outcomes import Outcomes
 from wakeq.consumer.reader import Reader
 from wakeq.consumer.reporter import Reporter
 from wakeq.consumer.resumer import Resumer
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.errors import EX_TEMPFAIL, ConfigError, UnavailableError
-from wakeq.message import Message, Publish
+from wakeq.message import Message
 from wakeq.service import DRAIN, Service
 from wakeq.wire import ServerError
 
 NEVER = float("inf")
 # A read blocks no longer, so that a dead connection is noticed and the watchdog fed.
 _BLOCK_SECONDS = 5.0
+# While the stream is paused, this often somebody looks whether it still is.
+_PAUSED_SECONDS = 1.0
 
 
 class Consumer:
@@ -61,14 +65,18 @@ class Consumer:
         self.member = Member(settings.stream, settings.group, name)
         self.hand = Hand()
         self.lanes = make_lanes(handler, settings.concurrency, settings.order == "key")
+        self.line = Line(self.member, self.hand, self.lanes, settings.max_crashes)
         self.reader = Reader(self.member, settings, self.hand)
         self.acknowledger = Acknowledger(self.member, self.hand)
         self.keeper = Keeper(self.member, self.hand, settings.claim_after)
         self.claimer = Claimer(self.member, settings)
-        self.resumer = Resumer(self.hand, self.lanes, self.keeper)
+        self.resumer = Resumer(self.hand, self.line, self.keeper)
         self.limiter = Limiter(self.lanes, 0.0 if settings.exec_ else settings.timeout)
-        self.drainer = Drainer(self.hand, self.lanes, self.keeper, settings.drain_timeout)
+        self.drainer = Drainer(
+            self.hand, self.lanes, self.line, self.keeper, settings.drain_timeout
+        )
         self.report = Reporter(service, self.member)
+        self.outcomes = Outcomes(self.member, settings, self.hand, self.acknowledger, self.report)
         self.selector = selectors.DefaultSelector()
         self.link = Link(
             service, self.member, settings.start, self.keeper, self.selector, self.report
@@ -77,6 +85,7 @@ class Consumer:
         self._turned_at = monotonic()
         self._idle_at = self._turned_at + settings.idle_timeout if self._exits_idle else NEVER
         self._flush_at = self._look_at = NEVER
+        self._look_paused_at = 0.0
         self._last_look = False
         self._end_as = "stopped"
         self._exit_code: int | None = None
@@ -109,12 +118,14 @@ class Consumer:
         self.reader.on_messages = self._take
         self.reader.on_deleted = self.acknowledger.discard
         self.reader.on_bell = self._on_bell
+        self.reader.on_paused = self.link.unblock
         self.claimer.on_messages = self._on_claimed
         self.keeper.on_gone = self._on_gone
         self.resumer.on_ours = self._give
         self.acknowledger.on_confirmed = self.link.hold
-        self.acknowledger.on_refused = self._fail
-        self.limiter.on_timeout = self._fail
+        self.acknowledger.on_refused = self.outcomes.fail
+        self.limiter.on_timeout = self.outcomes.fail
+        self.line.on_crashed = self.outcomes.fail
         self.limiter.on_stuck = self._on_stuck
         self.report.in_hand = lambda: self.hand.unfinished
         self.report.state = self._state
@@ -137,6 +148,8 @@ class Consumer:
         if slept > LIFETIME_SECONDS / 2:
             self._after_pause()
         if self.link.is_up:
+            if not self.line.is_empty:
+                self.line.move(self.link.writing)
             self._keep(now)
             self._acknowledge_and_read(now)
             self._sleep_if_idle(now)
@@ -161,7 +174,8 @@ class Consumer:
 
     def _next_deadline(self) -> float:
         deadline = min(
-            self._turned_at + _BLOCK_SECONDS, self._look_at, self.limiter.next_at,
+            self._turned_at + (_PAUSED_SECONDS if self.reader.paused else _BLOCK_SECONDS),
+            self._look_at, self.limiter.next_at,
             self.drainer.next_at, self.report.next_at, self.link.next_at,
         )  # fmt: skip
         if not self.link.is_up:
@@ -184,36 +198,10 @@ class Consumer:
                 ready[item.source].append(item.entry_id)
                 handled += 1
             else:
-                self._take_outcome(item)
+                self.outcomes.take(item)
         self.hand.unfinished -= handled
         self.report.handled += handled
         self._put_off_sleep()
-
-    def _take_outcome(self, item: Done) -> None:
-        messages, result = ([item], []) if isinstance(item, Message) else item
-        # What timed out, was handed back or is another consumer's by now is finished already.
-        ours = [message for message in messages if not message.finished]
-        if isinstance(result, BaseException):
-            self._fail(ours, result)
-            return
-        self.hand.finish(ours)
-        self.report.handled += len(ours)
-        publishes: list[Publish] = result
-        for source in (STREAM, RETRY):
-            some = [message for message in ours if message.source == source]
-            if some and publishes:
-                self.acknowledger.add_joint(some, publishes)
-                publishes = []
-            else:
-                self.acknowledger.add_ids(source, [message.entry_id for message in some])
-
-    def _fail(self, messages: list[Message], error: BaseException) -> None:
-        """Leave failed messages pending, and say so."""
-        self.hand.finish(messages)
-        self.hand.drop(messages)
-        for message in messages:
-            self.acknowledger.count_failure()
-            self.report.message_failed(message, error)
 
     def _take(self, messages: list[Message]) -> None:
         """Take messages that were read or claimed."""
@@ -228,14 +216,16 @@ class Consumer:
 
     def _give(self, messages: list[Message]) -> None:
         """Give messages to the lanes, or give them up at the end."""
-        give = self.drainer.give_up if self.drainer.draining else self.lanes.put
+        give = self.drainer.give_up if self.drainer.draining else self.line.put
         give(messages)
 
     def _acknowledge_and_read(self, now: float) -> None:
         """Send acknowledgements, in one breath with the next read if there is room for one."""
         ready = self.acknowledger.has_ready
         count = 0
-        if not self.reader.waiting and not self.drainer.draining and now < self._idle_at:
+        if self.reader.paused:
+            self._look_whether_paused(now)
+        elif not self.reader.waiting and not self.drainer.draining and now < self._idle_at:
             count = self.reader.pace.room(self.hand.unfinished)
         if count:
             if ready:
@@ -247,6 +237,13 @@ class Consumer:
             self._send_acknowledgements(now)
         elif ready and self._flush_at == NEVER:
             self._flush_at = now + LOOK_AGAIN_SECONDS
+
+    def _look_whether_paused(self, now: float) -> None:
+        """Look again whether the stream is still paused, now and then."""
+        if now >= self._look_paused_at:
+            self._look_paused_at = now + _PAUSED_SECONDS
+            self.reader.look(self.link.reading)
+            self.link.reading.flush()
 
     def _send_acknowledgements(self, now: float) -> None:
         channel = self.link.writing if self.reader.waiting else self.link.reading
@@ -282,7 +279,7 @@ class Consumer:
             or not self.acknowledger.is_settled
         ):
             return
-        if not self._last_look or self.reader.recovering:
+        if not self.reader.paused and (not self._last_look or self.reader.recovering):
             # What is pending is looked at first, after a reconnect: that was not the last look.
             self._last_look = not self.reader.recovering
             self.reader.ask(self.link.reading, now, self.reader.pace.least, 0)
@@ -373,14 +370,16 @@ class Consumer:
             self._on_down()
             self.link.reconnect()
 
-    def _on_up(self) -> None:
+    def _on_up(self, paused: bool) -> None:
         self.reader.restart()
+        self.reader.paused = paused
         self.resumer.ask(self.link)
 
     def _on_down(self) -> None:
         self.acknowledger.lost()
         self.reader.restart()
         self.claimer.restart()
+        self.line.restart()
         self._flush_at = NEVER
 
     def _position(self, undone: Collection[Message] = ()) -> bytes:
@@ -390,11 +389,13 @@ class Consumer:
 
     def _last_known(self) -> bytes:
         """Return from where on the stream must be read again if the group is lost."""
-        return self._position(self.acknowledger.unpublished)
+        return self._position(self.acknowledger.unsettled)
 
     def _state(self) -> str:
         if self.drainer.draining:
             return "draining"
         if not self.report.is_ready:
             return "starting"
-        return "handling" if self.hand.unfinished else "idle"
+        if self.hand.unfinished:
+            return "handling"
+        return "paused" if self.reader.paused else "idle"

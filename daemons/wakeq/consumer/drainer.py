@@ -13,6 +13,7 @@ from wakeq.consumer.acknowledger import Acknowledger
 from wakeq.consumer.hand import Hand
 from wakeq.consumer.keeper import Keeper
 from wakeq.consumer.lanes import Lanes
+from wakeq.consumer.line import Line
 from wakeq.consumer.link import Link
 from wakeq.consumer.reader import Reader
 from wakeq.message import Message
@@ -33,12 +34,15 @@ class Drainer:
         next_at: when to look again.
     """
 
-    def __init__(self, hand: Hand, lanes: Lanes, keeper: Keeper, drain_timeout: float) -> None:
+    def __init__(
+        self, hand: Hand, lanes: Lanes, line: Line, keeper: Keeper, drain_timeout: float
+    ) -> None:
         self.draining = False
         self.handed_back = 0
         self.next_at = NEVER
         self._hand = hand
         self._lanes = lanes
+        self._line = line
         self._keeper = keeper
         self._timeout = drain_timeout
         self._drain_by = self._extend_at = self._unblock_at = NEVER
@@ -50,7 +54,7 @@ class Drainer:
         self.draining = True
         self.next_at = self._extend_at = self._unblock_at = now
         self._drain_by = now + self._timeout
-        self.give_up(self._lanes.take_back())
+        self.give_up(self._line.take_back())
 
     def give_up(self, messages: list[Message]) -> None:
         """Hand messages back instead of handling them."""
@@ -78,11 +82,9 @@ class Drainer:
             self._unblock_at = NEVER
         elif now >= self._unblock_at and link.is_up:
             # Asked again until it works: the server may see to this connection first and get
-            # the read after it. Without the right to it the read ends by itself, seconds later.
+            # the read after it.
             self._unblock_at = now + _UNBLOCK_SECONDS
-            unblock = ("CLIENT", "UNBLOCK", link.reading.connection.client_id)
-            link.writing.ask(unblock, lambda _reply: None)
-            link.writing.flush()
+            link.unblock()
         self.next_at = min(self._extend_at, self._unblock_at, self._drain_by)
 
     def is_over(self, acknowledger: Acknowledger, reader: Reader, link: Link) -> bool:

@@ -18,6 +18,14 @@ class Member:
         self.consumer = consumer
         self.sources = (stream, keys.retry(stream, group))
         self.stats = keys.stats(stream, group)
+        # Where a message goes that failed.
+        self.failed = (
+            keys.delayed(stream),
+            keys.delayed_data(stream),
+            keys.dead(stream, group),
+        )
+        self.crashes = keys.crashes(stream, group)
+        self.paused = keys.paused(stream)
         self.alive = keys.alive(stream, group, consumer)
         self._alive_before_name = keys.alive(stream, group, "").encode()
 

@@ -9,7 +9,7 @@ import selectors
 from collections.abc import Callable
 from time import monotonic
 
-from wakeq import failpoint
+from wakeq import failpoint, keys
 from wakeq.backoff import Backoff
 from wakeq.consumer.channel import Channel
 from wakeq.consumer.hand import Member
@@ -19,7 +19,7 @@ from wakeq.errors import UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
 from wakeq.service import RUN, Service
-from wakeq.wire import TRANSIENT, Connection, ServerError, explain
+from wakeq.wire import TRANSIENT, Connection, Reply, ServerError, explain
 
 # A link over which nothing was confirmed counts as found again when it has held for this long.
 # What fails at once after each connect (for lack of memory to publish, say) is one outage.
@@ -39,7 +39,7 @@ class Link:
 
     Attributes:
         position: returns up to where the stream was handled, empty if not known.
-        on_up: called after each connect.
+        on_up: called after each connect, with whether the stream is paused.
         on_down: called when what is under way will not be answered.
         reconnect_at: when to try again, while the link is down.
         steady_at: when a link that stands will count as found again; infinite if it does already,
@@ -56,7 +56,7 @@ class Link:
         report: Reporter,
     ) -> None:
         self.position: Callable[[], bytes]
-        self.on_up: Callable[[], None]
+        self.on_up: Callable[[bool], None]
         self.on_down: Callable[[], None]
         self.reconnect_at = self.steady_at = float("inf")
         self._service = service
@@ -68,6 +68,8 @@ class Link:
         self._report = report
         self._backoff = Backoff()
         self._ensure_group = Script("ensure_group")
+        self._sign_up = ("SADD", keys.STREAMS, member.stream)
+        self._is_registered = False
         name = f"wakeq-consumer/{member.group}@{member.consumer}".replace(" ", "_")
         self.reading, self._writing = (
             Channel(Connection(self._url, name, member.stream), monotonic) for _ in range(2)
@@ -161,9 +163,9 @@ class Link:
         try:
             self._keeper.join(connection)
             failpoint.hit("after_join")
-            made = self._ensure_group.call(
+            made, paused = self._ensure_group.call(
                 connection,
-                [*member.sources, member.stats],
+                [*member.sources, member.stats, member.paused],
                 [member.group, self._start, position],
             )
             failpoint.hit("after_group")
@@ -175,13 +177,35 @@ class Link:
         self.steady_at = monotonic() + _STEADY_SECONDS
         if made and position:
             self._report.group_made_again(made.decode())
-        self.on_up()
+        if not self._is_registered:
+            self.reading.ask(self._sign_up, self._take_sign_up)
+        self.on_up(bool(paused))
+
+    def _take_sign_up(self, reply: Reply) -> None:
+        """Learn whether the stream is in the registry now; who may not add to it does without."""
+        self._is_registered = True
+        if isinstance(reply, ServerError) and reply.code == "MOVED":
+            # On Cluster the registry is in a slot of its own.
+            elsewhere = Connection(self._url, "wakeq-consumer", keys.STREAMS)
+            try:
+                elsewhere.connect()
+                elsewhere.call(*self._sign_up)
+            except (UnavailableError, ServerError):
+                self._is_registered = False  # after the next connect, then
+            finally:
+                elsewhere.close()
 
     def _explain(self, error: ServerError) -> WakeqError:
         # Redis says what is wrong, but not with which of the keys.
         sources = " or ".join(self._member.sources)
         where = f"{self._url}, key {sources}," if error.code == "WRONGTYPE" else self._url
         return explain(error, where)
+
+    def unblock(self) -> None:
+        """End the read that blocks; without the right to it, it ends by itself, seconds later."""
+        unblock = ("CLIENT", "UNBLOCK", self.reading.connection.client_id)
+        self.writing.ask(unblock, lambda _reply: None)
+        self.writing.flush()
 
     def check(self, now: float) -> None:
         """Notice a server that has stopped answering, and a link that holds.

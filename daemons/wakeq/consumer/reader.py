@@ -5,11 +5,12 @@ killed, and those of a reply that was lost. Only then are new ones read.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from wakeq import failpoint
 from wakeq.config import Consumer
 from wakeq.consumer.channel import Channel
-from wakeq.consumer.hand import STREAM, Hand, Member, parse_id
+from wakeq.consumer.hand import RETRY, STREAM, Hand, Member, parse_id
 from wakeq.message import HANDED_BACK, Message
 from wakeq.wire import Reply, ServerError
 
@@ -17,6 +18,8 @@ from wakeq.wire import Reply, ServerError
 _ENOUGH_BYTES = 8 * 1024 * 1024
 # Work for longer than this in hand is too much: another consumer could have it.
 _ENOUGH_SECONDS = 0.1
+# More than anybody can have in hand (prefetch and concurrency at their highest).
+_MOST_PENDING = 10_000_000
 
 
 class Pace:
@@ -61,21 +64,25 @@ class Reader:
 
     Attributes:
         waiting: a read is under way.
+        paused: an operator wants nothing of the stream to be handled now.
         recovering: own pending messages are still being read.
         last_read: the highest id that was read from the stream.
         on_messages: called with the messages of each reply, maybe none.
         on_deleted: called with (source, ids) of pending entries that are no more.
+        on_paused: called when a read is found to be under way that must end.
         on_bell: called with the ids of entries by which a consumer says that it handed back.
     """
 
     def __init__(self, member: Member, settings: Consumer, hand: Hand) -> None:
         self.pace = Pace(settings)
         self.waiting = False
+        self.paused = False
         self.recovering = True
         self.last_read = b""
         self.on_messages: Callable[[list[Message]], None]
         self.on_deleted: Callable[[int, list[bytes]], None]
         self.on_bell: Callable[[list[bytes]], None]
+        self.on_paused: Callable[[], None]
         self._member = member
         self._hand = hand
         self._cursors = [b"0", b"0"]
@@ -103,8 +110,21 @@ class Reader:
         else:
             where = (">", ">")
         block = ("BLOCK", block_ms) if block_ms else ()
+        self.look(channel)
         command = (*self._head, count, *block, "STREAMS", *self._member.sources, *where)
         channel.ask(command, lambda reply: self._take(channel, reply), block_ms / 1000)
+
+    def look(self, channel: Channel) -> None:
+        """Ask whether the stream is paused."""
+
+        def note(reply: Reply) -> None:
+            if isinstance(reply, ServerError):
+                raise reply
+            self.paused = bool(reply)
+            if self.paused and self.waiting:
+                self.on_paused()
+
+        channel.ask(("EXISTS", self._member.paused), note)
 
     def _take(self, channel: Channel, reply: Reply) -> None:
         self.waiting = False
@@ -114,7 +134,7 @@ class Reader:
         messages: list[Message] = []
         entries_read = 0
         for key, entries in reply or ():
-            source = STREAM if key == self._member.sources[STREAM].encode() else 1
+            source = STREAM if key == self._member.sources[STREAM].encode() else RETRY
             if entries:
                 entries_read = max(entries_read, len(entries))
                 self._read_entries(source, entries, messages)
@@ -125,7 +145,35 @@ class Reader:
             size = channel.connection.bytes_read - self._bytes_before
             self.pace.learn_size(len(messages), size)
         self._bytes_before = channel.connection.bytes_read
-        self.on_messages(messages)
+        if messages and self.recovering:
+            self._look_up_deliveries(channel, messages)
+        else:
+            self.on_messages(messages)
+
+    def _look_up_deliveries(self, channel: Channel, messages: list[Message]) -> None:
+        """Ask how often the consumer's own pending messages were delivered; then pass them on."""
+
+        def note(some: list[Message], is_last: bool, reply: Reply) -> None:
+            if isinstance(reply, ServerError):
+                raise reply
+            deliveries = {entry_id: count for entry_id, _, _, count in reply}
+            for message in some:
+                message.deliveries = deliveries.get(message.entry_id, 1)
+            if is_last:
+                self.waiting = False
+                self.on_messages(messages)
+
+        self.waiting = True
+        parts = [[m for m in messages if m.source == source] for source in (STREAM, RETRY)]
+        parts = [part for part in parts if part]
+        for part in parts:
+            key = self._member.sources[part[0].source]
+            ends = (part[0].entry_id, part[-1].entry_id)
+            channel.ask(
+                ("XPENDING", key, self._member.group, *ends, _MOST_PENDING, self._member.consumer),
+                partial(note, part, part is parts[-1]),
+            )
+        channel.flush()
 
     def _read_entries(self, source: int, entries: Reply, messages: list[Message]) -> None:
         stream = self._member.stream

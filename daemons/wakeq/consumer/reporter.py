@@ -121,13 +121,26 @@ class Reporter:
             event_id=journal.GROUP_MADE_AGAIN, **self._names,
         )  # fmt: skip
 
-    def message_failed(self, message: Message, error: BaseException) -> None:
-        """Say that a message failed, and why."""
+    def message_failed(self, message: Message, error: BaseException, wait: float | None) -> None:
+        """Say that a message failed, why, and what becomes of it.
+
+        Args:
+            message: the message.
+            error: what its handler raised.
+            wait: after how many seconds it is delivered again; None: it is a dead letter.
+        """
         self.failed += 1
         said = isinstance(error, Retry | Reject | HandlerFailure)
-        self._log.warning(
-            "message failed", event_id=journal.MESSAGE_FAILED, message_id=message.id,
-            attempt=message.attempt, error=f"{type(error).__name__}: {error}".rstrip(": "),
+        words, tell, event_id, fields = (
+            "message failed", self._log.warning, journal.MESSAGE_FAILED, {},
+        )  # fmt: skip
+        if wait is None:
+            words, tell, event_id = "message is dead", self._log.error, journal.MESSAGE_DEAD
+        else:
+            fields = {"retry_in": f"{wait:.3f}s"}
+        tell(
+            words, event_id=event_id, message_id=message.id, attempt=message.attempt, **fields,
+            error=f"{type(error).__name__}: {error}".rstrip(": "),
             detail=None if said else journal.describe(error), **self._names,
         )  # fmt: skip
 

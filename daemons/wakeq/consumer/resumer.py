@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from wakeq.consumer.hand import Hand
 from wakeq.consumer.keeper import Keeper
-from wakeq.consumer.lanes import Lanes
+from wakeq.consumer.line import Line
 from wakeq.consumer.link import Link
 from wakeq.message import Message
 
@@ -21,16 +21,16 @@ class Resumer:
         on_ours: called with messages that may be handled after all.
     """
 
-    def __init__(self, hand: Hand, lanes: Lanes, keeper: Keeper) -> None:
+    def __init__(self, hand: Hand, line: Line, keeper: Keeper) -> None:
         self.on_ours: Callable[[list[Message]], None]
         self._hand = hand
-        self._lanes = lanes
+        self._line = line
         self._keeper = keeper
         self._unsure: list[Message] | None = None
 
     def begin(self) -> None:
         """Hold back what no lane has begun."""
-        self._unsure = [*(self._unsure or ()), *self._lanes.take_back()]
+        self._unsure = [*(self._unsure or ()), *self._line.take_back()]
 
     def hold_back(self, messages: list[Message]) -> bool:
         """Hold new messages back too, behind those that came before, if there are such."""

@@ -3,11 +3,13 @@
 -- KEYS[1]  S                     STREAM  the user's messages
 -- KEYS[2]  wakeq:{S}:retry:G     STREAM  messages for the group alone
 -- KEYS[3]  wakeq:{S}:stats:G     HASH    its field position: S was handled up to there
+-- KEYS[4]  wakeq:{S}:paused      STRING  there if nothing of S is to be handled now
 -- ARGV[1]  group
 -- ARGV[2]  start     where a group that never was begins: '0' or '$'
 -- ARGV[3]  position  where the caller knows that it was, an id, or '' to take the recorded one
 --
--- Returns the id at which the group of S was made, or '' if it was there.
+-- Returns {id, paused}: the id at which the group of S was made, or '' if it was there; and
+-- whether the stream is paused, 1 or 0.
 --
 -- A group that was there before, and was deleted or lost with its stream, is made where it
 -- was: neither is anything skipped ('$') nor is everything handled again ('0'). A position
@@ -60,4 +62,4 @@ local made = make(KEYS[1], id)
 if type(made) == 'table' then
   return made
 end
-return made and id or ''
+return {made and id or '', redis.call('EXISTS', KEYS[4])}

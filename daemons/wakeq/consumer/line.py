@@ -1,0 +1,143 @@
+"""The line: messages on their way to the lanes, in their order.
+
+Usually nobody stands in it: what was read is given to the lanes at once. A suspect holds it
+up: a message that was already in the hands of two processes that ended without handling it.
+One message in those hands may have ended them, and the others are its neighbours. So suspects
+are handled alone, one after the other, and Redis is told before each (`keys.crashes`). Whose
+handler has ended so many processes while it was alone is not begun again.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from itertools import takewhile
+
+from wakeq.consumer.channel import Channel
+from wakeq.consumer.hand import Hand, Member
+from wakeq.consumer.lanes import Lanes
+from wakeq.errors import Crashed
+from wakeq.message import Message
+from wakeq.wire import Reply, ServerError
+
+# The delivery that makes a suspect: the two before were to processes that did not handle it.
+_SUSPECT = 3
+
+
+class Line:
+    """Gives messages to the lanes, suspects alone.
+
+    Args:
+        member: who the consumer is.
+        hand: the messages in hand.
+        lanes: where handlers run.
+        max_crashes: how many processes a message may end.
+
+    Attributes:
+        on_crashed: called with messages that will not be begun again, and why.
+    """
+
+    def __init__(self, member: Member, hand: Hand, lanes: Lanes, max_crashes: int) -> None:
+        self.on_crashed: Callable[[list[Message], BaseException], None]
+        self._member = member
+        self._hand = hand
+        self._lanes = lanes
+        self._max_crashes = max_crashes
+        self._waiting: deque[Message] = deque()
+        self._alone: Message | None = None
+        # How often the first one was begun, as far as that is known.
+        self._begun: int | None = None
+        self._asking = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing stands in line, nor is handled alone."""
+        return not self._waiting and self._alone is None
+
+    def put(self, messages: list[Message]) -> None:
+        """Give messages to the lanes, or have them wait their turn."""
+        if self.is_empty and all(message.deliveries < _SUSPECT for message in messages):
+            self._lanes.put(messages)
+        else:
+            self._waiting.extend(messages)
+
+    def take_back(self) -> list[Message]:
+        """Return the messages that no lane has begun; they will not be handled."""
+        back = [*self._lanes.take_back(), *self._waiting]
+        self._waiting.clear()
+        return back
+
+    def restart(self) -> None:
+        """Forget what was asked over a connection that is lost."""
+        self._asking = False
+
+    def move(self, channel: Channel) -> None:
+        """Give to the lanes what can be given, over a flushed channel."""
+        if self._alone is not None and self._alone.finished:
+            self._clear(channel, self._alone)
+            self._alone = None
+        while self._waiting and self._alone is None and not self._asking:
+            if self._waiting[0].deliveries < _SUSPECT:
+                innocent = list(takewhile(lambda m: m.deliveries < _SUSPECT, self._waiting))
+                for _ in innocent:
+                    self._waiting.popleft()
+                self._lanes.put(innocent)
+            elif self._waiting[0].finished:
+                self._waiting.popleft()
+            elif self._hand.unfinished > sum(not m.finished for m in self._waiting):
+                break  # the lanes are at others yet
+            else:
+                self._begin(channel, self._waiting[0])
+        channel.flush()
+
+    def _begin(self, channel: Channel, message: Message) -> None:
+        """Have Redis know what is begun, then begin it."""
+        self._asking = True
+
+        def count(reply: Reply) -> None:
+            if isinstance(reply, ServerError):
+                raise reply
+            self._begun = int(reply or 0)
+            tell()
+
+        def tell() -> None:
+            if self._begun is not None and self._begun >= self._max_crashes:
+                begin(0)
+                return
+            # Set and not added to, so that a lost reply does not count twice.
+            field = _field(message)
+            command = ("HSET", self._member.crashes, field, (self._begun or 0) + 1)
+            channel.ask(command, begin)
+            channel.flush()
+
+        def begin(reply: Reply) -> None:
+            if isinstance(reply, ServerError):
+                raise reply
+            begun, self._begun = self._begun or 0, None
+            self._asking = False
+            if not self._waiting or self._waiting[0] is not message:
+                return  # taken back
+            self._waiting.popleft()
+            if message.finished:
+                return
+            self._alone = message
+            if begun < self._max_crashes:
+                self._lanes.put([message])
+                return
+            times = "once" if begun == 1 else f"{begun} times"
+            self.on_crashed([message], Crashed(f"ended the process that handled it {times}"))
+
+        if self._begun is None:
+            channel.ask(("HGET", self._member.crashes, _field(message)), count)
+        else:
+            tell()
+
+    def _clear(self, channel: Channel, message: Message) -> None:
+        channel.ask(("HDEL", self._member.crashes, _field(message)), _ignore)
+
+
+def _field(message: Message) -> bytes:
+    """Return what tells a message from others, in either of the streams that are read."""
+    return b"%d:%s" % (message.source, message.entry_id)
+
+
+def _ignore(reply: Reply) -> None:
+    """Be content with whatever the reply is: what stays behind does no harm."""
