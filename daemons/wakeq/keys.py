@@ -5,6 +5,7 @@ together on Redis Cluster. `S` is a stream, `G` a group, `C` a consumer.
 """
 
 STREAMS = "wakeq:streams"  # SET: the streams that wakeq looks after
+OWN = "wakeq:"  # what all of them begin with, and no stream of a user does
 # CHANNEL: a stream's name is published when one of its messages is due before all others. A
 # channel and no stream, because a script may publish from any slot of a Cluster.
 DOORBELL = "wakeq:doorbell"
@@ -46,6 +47,11 @@ def delayed(stream: str) -> str:
 def delayed_data(stream: str) -> str:
     """HASH: the delayed messages by the same ids, packed by fail.lua or schedule.lua."""
     return f"{prefix(stream)}:delayed:data"
+
+
+def repairs(stream: str) -> str:
+    """ZSET: due retries that wait for a repair, and when each may be handed out, in ms."""
+    return f"{prefix(stream)}:delayed:repair"
 
 
 def dead(stream: str, group: str) -> str:
