@@ -111,8 +111,8 @@ class Prober:
 
     def _make(self, group: Group) -> None:
         """Make a group that begins at '$' now: what is published from here on is for it."""
-        stats = keys.stats(group.stream, group.name)
-        command = self._ensure_group.whole([*group.keys[:2], stats], [group.name, "$", ""])
+        stats, paused = keys.stats(group.stream, group.name), keys.paused(group.stream)
+        command = self._ensure_group.whole([*group.keys[:2], stats, paused], [group.name, "$", ""])
         self._lines.to(group.keys[0]).ask(command, partial(self._made, group))
 
     def _made(self, group: Group, reply: Reply) -> None:
