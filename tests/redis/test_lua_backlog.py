@@ -168,6 +168,78 @@ def test_several_groups_of_one_stream_have_each_their_own(ask: Looks, client: An
     assert (second.unread, second.own) == (1, [0, 0])
 
 
+def make_quiet(client: Any, stream: str = S) -> None:
+    """Have groups that have handled what there was, in both streams."""
+    client.xgroup_create(stream, G, id="0", mkstream=True)
+    client.xgroup_create(keys.retry(stream, G), G, id="0", mkstream=True)
+    for key in (stream, keys.retry(stream, G)):
+        client.xadd(key, {"x": 1}, id="1-0")
+        client.xreadgroup(G, "c", {key: ">"})
+        client.xack(key, G, "1-0")
+    client.xdel(keys.retry(stream, G), "1-0")
+
+
+def test_a_hundred_quiet_groups_take_little_more_than_one_command_each(
+    ask: Looks, client: Any
+) -> None:
+    for i in range(100):
+        make_quiet(client, f"s{i}")
+    client.config_resetstat()
+    answers = ask(*((f"s{i}", G, "0", 1000, ["c", "d"]) for i in range(100)))
+    called = {
+        name.removeprefix("cmdstat_"): values["calls"]
+        for name, values in client.info("commandstats").items()
+    }
+    assert answers == [Look("", "1-0", "0-0", 0, 0, 0, 0, -1, [0, 0, 0, 0])] * 100
+    assert (called["xinfo|groups"], called["xread"], called["exists"]) == (100, 10, 1)
+    assert not called.keys() & {"xrange", "xinfo|consumers", "xpending"}
+
+
+def test_one_of_many_quiet_groups_that_is_not_is_found(ask: Looks, client: Any) -> None:
+    streams = [f"s{i}" for i in range(25)]
+    for stream in streams:
+        make_quiet(client, stream)
+    add(client, "s3", "2-0")
+    add(client, keys.retry("s14", G), "2-0")
+    add(client, "s15", "2-0")
+    read(client, "d", "s15")
+    client.set(keys.alive("s22", G, "c"), "p")
+    client.delete(keys.retry("s24", G))
+    client.set(keys.retry("s24", G), "v")
+    answers = ask(*((stream, G, "0", 1000, ["c"]) for stream in streams))
+    assert answers.pop().startswith("WRONGTYPE")
+    assert [i for i, found in enumerate(answers) if found.unread] == [3, 14]
+    assert [i for i, found in enumerate(answers) if found.pending] == [15]
+    assert [i for i, found in enumerate(answers) if found.own != [0, 0]] == [22]
+
+
+def test_a_retry_that_a_consumer_has_in_hand_is_not_watched_for(look: Looks, client: Any) -> None:
+    make_quiet(client)
+    add(client, RETRY, "2-0")
+    read(client, "d", RETRY)
+    client.set(keys.alive(S, G, "d"), "p")
+    found = look("c")
+    assert (found.retried, found.unread, found.pending, found.others) == ("2-0", 0, 1, 1)
+
+
+def test_what_only_the_look_can_find_is_found(look: Looks, client: Any) -> None:
+    make_quiet(client)
+    add(client, S, "2-0", "3-0")
+    read(client, "c")
+    client.xack(S, G, "2-0", "3-0")
+    assert look().unread == 0
+    # Moved back; the lag that Redis is told is none.
+    client.execute_command("XGROUP", "SETID", S, G, "1-0", "ENTRIESREAD", 3)
+    assert client.xinfo_groups(S)[0]["lag"] == 0
+    assert (look().delivered, look().unread) == ("1-0", 1)
+    client.xgroup_destroy(S, G)
+    assert (look().delivered, look().unread, look().lag) == ("0-0", 1, 3)
+    client.delete(S)
+    assert (look().delivered, look().unread) == ("0-0", 0)
+    add(client, S, "0-1")
+    assert (look().delivered, look().unread) == ("0-0", 1)
+
+
 def test_changes_nothing(look: Looks, client: Any) -> None:
     make_groups(client)
     add(client, S, "1-0")

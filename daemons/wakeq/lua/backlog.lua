@@ -12,18 +12,28 @@
 -- Returns for each group an array:
 --   1  error      what Redis says against the look, or ''; then nothing follows
 --   2  delivered  id up to which S was delivered, '' if a group that begins at '$' is missing
---   3  retried    the same for the retry stream
+--   3  retried    the same for the retry stream; 0-0 if that is empty
 --   4  unread     1 if there is an entry after one of these ids, else 0
 --   5  lag        how many there are: a gauge, estimated where Redis does not know
 --   6  pending    how many entries are pending, whoever has them
---   7  others     how many consumers live that are not the caller's own
+--   7  others     how many consumers live that are not the caller's own; 0 for a quiet group
 --   8  claimable  ms until entries of a consumer that is gone, not one of the caller's own, may
 --                 be claimed; 0 now, -1 if there are none
 --   9.. for each of the caller's own consumers: how many entries it has pending, and 1 if its
 --                 alive key is there, else 0
 --
--- Whether there is work is asked by XRANGE: the lag of XINFO GROUPS is unknown or wrong after
--- deletions. The alive keys are computed here, because the names of the consumers come from
+-- Each group is looked at again each minute, and hardly ever is there anything. So quiet groups
+-- are told from the others first: nothing is unread, nothing is pending. For them it takes
+--   XINFO GROUPS of S   once for each stream: where the group is (it may have been deleted, made
+--                       again or moved back, of which nothing else tells), what it has pending
+--   XREAD               once for 10 groups: is anything after that, or anything at all in the
+--                       retry stream, whose entries are deleted when they are acknowledged
+--   EXISTS              once for 1000 of the caller's own consumers: does one live
+-- The others are examined one by one: a further XINFO GROUPS, XRANGE and XINFO CONSUMERS for each
+-- of the two streams, EXISTS for each consumer, and XPENDING for those that are gone.
+--
+-- Whether there is work is asked by XREAD and XRANGE: the lag of XINFO GROUPS is unknown or wrong
+-- after deletions. The alive keys are computed here, because the names of the consumers come from
 -- XINFO CONSUMERS: passing the keys would need a second call for each look. They are in the
 -- slot of the prefix that is passed.
 --
@@ -120,43 +130,118 @@ local function claimable_in(keys, group, consumer, claim_after)
   return math.max(wait, 1)
 end
 
-local function look_at(stream, retry, alive, group, start, claim_after, own)
-  local look = {unread = 0, lag = 0, pending = 0, of = {}}
-  local err, delivered = examine(stream, group, start, look)
-  if err then
-    return {err}
+-- Whether none of the consumers lives that the caller has, in all groups.
+local function all_asleep(asked)
+  local names = {}
+  for _, each in ipairs(asked) do
+    for _, name in ipairs(each.own) do
+      names[#names + 1] = each.alive .. name
+    end
   end
-  -- Made by the first consumer, so it may be missing at any time.
-  local retry_err, retried = examine(retry, group, '0', look)
-  if retry_err then
-    return {retry_err}
+  for i = 1, #names, 1000 do
+    if redis.call('EXISTS', unpack(names, i, math.min(i + 999, #names))) > 0 then
+      return false
+    end
+  end
+  return true
+end
+
+-- Note in some groups the id up to which they are quiet, if it turns out that they are.
+local function find_quiet(some)
+  local names, ids = {}, {}
+  for _, each in ipairs(some) do
+    names[#names + 1], names[#names + 2] = each.stream, each.retry
+    ids[#ids + 1], ids[#ids + 2] = each.position, '0-0'
+  end
+  for _, id in ipairs(ids) do
+    names[#names + 1] = id
+  end
+  local reply = redis.pcall('XREAD', 'COUNT', 1, 'STREAMS', unpack(names))
+  if reply and reply.err then
+    return -- one of them is no stream: they are examined one by one
+  end
+  local busy = {}
+  for _, each in ipairs(reply or {}) do
+    busy[each[1]] = true
+  end
+  for _, each in ipairs(some) do
+    each.quiet = not busy[each.stream] and not busy[each.retry]
+  end
+end
+
+-- Few at a time, because XREAD brings whole messages with it.
+local function find_all_quiet(asked)
+  local some = {}
+  for _, each in ipairs(asked) do
+    local groups = groups_of(each.stream)
+    local known = groups and groups[each.group]
+    if known and known.pending == 0 and (known.lag or 0) == 0 then
+      each.position = known['last-delivered-id']
+    elseif groups and not known and each.start == '0' then
+      each.position = '0-0'
+    end
+    if each.position then
+      some[#some + 1] = each
+    end
+    if #some == 10 then
+      find_quiet(some)
+      some = {}
+    end
+  end
+  if #some > 0 then
+    find_quiet(some)
+  end
+end
+
+local function look_at(asked, asleep)
+  local look = {unread = 0, lag = 0, pending = 0, of = {}}
+  local delivered, retried = asked.position, '0-0'
+  if not asked.quiet then
+    local err
+    err, delivered = examine(asked.stream, asked.group, asked.start, look)
+    if err then
+      return {err}
+    end
+    -- Made by the first consumer, so it may be missing at any time.
+    err, retried = examine(asked.retry, asked.group, '0', look)
+    if err then
+      return {err}
+    end
   end
   local answer = {'', delivered, retried, look.unread, look.lag, look.pending, 0, -1}
-  for _, name in ipairs(own) do
+  for _, name in ipairs(asked.own) do
     answer[#answer + 1] = look.of[name] and look.of[name].pending or 0
-    answer[#answer + 1] = redis.call('EXISTS', alive .. name)
+    answer[#answer + 1] = asleep and 0 or redis.call('EXISTS', asked.alive .. name)
     look.of[name] = nil
   end
   for name, entry in pairs(look.of) do
-    if redis.call('EXISTS', alive .. name) == 1 then
+    if redis.call('EXISTS', asked.alive .. name) == 1 then
       answer[7] = answer[7] + 1
     elseif #entry > 0 then
-      local wait = claimable_in(entry, group, name, claim_after)
+      local wait = claimable_in(entry, asked.group, name, asked.claim_after)
       answer[8] = answer[8] < 0 and wait or math.min(answer[8], wait)
     end
   end
   return answer
 end
 
-local answers = {}
+local asked = {}
 local at = 1
 for i = 1, #KEYS, 3 do
   local own = {}
   for j = 1, tonumber(ARGV[at + 3]) do
     own[j] = ARGV[at + 3 + j]
   end
-  answers[#answers + 1] = look_at(
-    KEYS[i], KEYS[i + 1], KEYS[i + 2], ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), own)
+  asked[#asked + 1] = {
+    stream = KEYS[i], retry = KEYS[i + 1], alive = KEYS[i + 2],
+    group = ARGV[at], start = ARGV[at + 1], claim_after = tonumber(ARGV[at + 2]), own = own,
+  }
   at = at + 4 + #own
+end
+find_all_quiet(asked)
+local asleep = all_asleep(asked)
+local answers = {}
+for _, each in ipairs(asked) do
+  answers[#answers + 1] = look_at(each, asleep)
 end
 return answers
