@@ -87,8 +87,9 @@ def test_installing_starts_nothing_and_needs_no_redis(
     machine = bare_machine
     assert machine.state("redis-server") == "inactive"
 
-    machine.install(package)
+    said = machine.install(package)
 
+    assert not re.search("syntax|usage|error|fail|warn", said, re.IGNORECASE), said
     active = machine.systemctl("list-units", "--state=active", "--plain", "--no-legend", "wakeq*")
     assert active.strip() == ""
     files = machine.systemctl("list-unit-files", "--plain", "--no-legend", "wakeq*").splitlines()
@@ -114,11 +115,12 @@ def test_an_upgrade_under_load_loses_nothing_and_keeps_the_sockets(
         before = machine.show(service("orders"), "MainPID"), machine.show(WAKEUP, "MainPID")
         listening = machine.show(socket("orders"), "ActiveEnterTimestampMonotonic")
 
-        machine.install(package)
+        said = machine.install(package)
 
         load.go_on_handled()
         after = machine.show(service("orders"), "MainPID"), machine.show(WAKEUP, "MainPID")
     load.wait_until_handled()
+    assert not re.search("syntax|usage|error|fail|warn", said, re.IGNORECASE), said
     assert "0" not in after
     assert not set(before) & set(after)
     assert machine.show(socket("orders"), "ActiveEnterTimestampMonotonic") == listening
