@@ -143,12 +143,16 @@ class Machine:
         self, *command: object, seconds: float = 120, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in it as root and return its result, standard error in its output."""
+        return subprocess.run(
+            self.inside(*command), input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace", timeout=seconds, check=False,
+        )  # fmt: skip
+
+    def inside(self, *command: object) -> list[str]:
+        """Return the command out here that runs a command in there as root."""
         enter = ["nsenter", f"--target={self.leader}", "--all", "env", "-i"]
         variables = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
-        return subprocess.run(
-            [*enter, *variables, *map(str, command)], input=stdin, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds, check=False,
-        )  # fmt: skip
+        return [*enter, *variables, *map(str, command)]
 
     def run(self, *command: object, check: bool = True, seconds: float = 120) -> str:
         """Run a command in it as root and return what it says; with `check` it must succeed."""

@@ -53,10 +53,10 @@ class WakeqMachine(Machine):
         self.write("/etc/systemd/journald.conf.d/test.conf", "[Journal]\nRateLimitBurst=0\n")
         self.path("/var/log/journal").mkdir(exist_ok=True)
 
-    def install(self, package: Path) -> None:
-        """Install a package as an admin would, without a network."""
+    def install(self, package: Path) -> str:
+        """Install a package as an admin would, without a network, and return what is said."""
         self.path("/root/new.deb").write_bytes(package.read_bytes())
-        self.run("apt-get", "install", "--yes", "--quiet=2", "/root/new.deb")
+        return self.run("apt-get", "install", "--yes", "--quiet=2", "/root/new.deb")
 
     # -- Redis -----------------------------------------------------------------------------
 
