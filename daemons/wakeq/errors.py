@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 EX_USAGE = 64
 EX_DATAERR = 65
+EX_NOINPUT = 66
 EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70
 EX_TEMPFAIL = 75
@@ -31,6 +32,12 @@ class UsageError(WakeqError):
     """The command line is wrong."""
 
     exit_code = EX_USAGE
+
+
+class MissingError(WakeqError):
+    """What was named is not there: a stream, a message."""
+
+    exit_code = EX_NOINPUT
 
 
 class ConfigError(WakeqError):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dead_letters import bury
 from redis_servers import RedisServer
 from wakeq import keys
 from wakeq_command import Wakeq
@@ -56,7 +57,9 @@ def test_says_that_there_is_nothing_yet(wakeq: Wakeq) -> None:
 def test_shows_registered_streams(wakeq: Wakeq) -> None:
     wakeq.run("publish", "orders", "--count", "3", "x")
     report = status_of(wakeq)
-    assert report == {"stream": "orders", "length": 3, "groups": []}
+    assert report == {
+        "stream": "orders", "length": 3, "delayed": 0, "paused": None, "groups": [],
+    }  # fmt: skip
 
 
 def test_counts_unread_and_pending_messages(wakeq: Wakeq, redis: RedisServer) -> None:
@@ -233,3 +236,58 @@ def test_says_what_is_not_permitted(wakeq: Wakeq, own_redis: RedisServer) -> Non
     result = wakeq.run("status", "--redis-url", url)
     assert result.code == 77
     assert "does not permit this user" in result.err
+
+
+def test_counts_what_is_delayed_retried_and_dead(wakeq: Wakeq, redis: RedisServer) -> None:
+    fill(redis, 2, delivered=2)
+    client = redis.client()
+    client.zadd(keys.delayed("orders"), {"1-0@billing": 1, "9-0": 2})
+    retry = keys.retry("orders", "billing")
+    client.xgroup_create(retry, "billing", "0", mkstream=True)
+    for number in range(3):
+        client.xadd(retry, {"body": number})
+    client.xreadgroup("billing", "elsewhere/orders", {retry: ">"}, count=1)
+    for number in range(1, 5):
+        bury(client, number, group="billing")
+    assert status_of(wakeq)["delayed"] == 2
+    group = group_of(wakeq)
+    assert (group["retry"], group["pending"], group["dead"]) == (2, 3, 4)
+    header, row = wakeq.run("status").lines
+    assert dict(zip(header.split(), row.split(), strict=False))["DELAYED"] == "2"
+    for column, count in (("RETRY", "2"), ("DEAD", "4")):
+        assert row[: header.index(column) + len(column)].endswith(f" {count}")
+
+
+def test_counts_what_waits_for_a_group_that_is_not_made_yet(
+    wakeq: Wakeq, redis: RedisServer
+) -> None:
+    wakeq.configure("orders", 'handler = "m:f"\n')
+    redis.client().xadd(keys.retry("orders", "orders"), {"body": 1})
+    bury(redis.client(), 1)
+    group = group_of(wakeq)
+    assert (group["retry"], group["pending"], group["dead"]) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "told", "found"),
+    [
+        ('{"since":1700000000000,"by":"ada@north","reason":"new release"}',
+         "orders is paused since 2023-11-14 22:13:20 by ada@north: new release",
+         {"since": 1700000000000, "by": "ada@north", "reason": "new release"}),
+        ('{"since":1700000000000,"by":"ada@north","reason":""}',
+         "orders is paused since 2023-11-14 22:13:20 by ada@north",
+         {"since": 1700000000000, "by": "ada@north", "reason": ""}),
+        ("by hand\n", "orders is paused: by hand\\n",
+         {"since": None, "by": "", "reason": "by hand\n"}),
+        ("1", "orders is paused: 1", {"since": None, "by": "", "reason": "1"}),
+        ("", "orders is paused", {"since": None, "by": "", "reason": ""}),
+    ],
+)  # fmt: skip
+def test_says_which_streams_are_paused(
+    wakeq: Wakeq, redis: RedisServer, value: str, told: str, found: dict[str, Any]
+) -> None:
+    wakeq.env["TZ"] = "UTC"
+    fill(redis, 1)
+    redis.client().set(keys.paused("orders"), value)
+    assert wakeq.run("status").lines[-1] == told
+    assert status_of(wakeq)["paused"] == found

@@ -23,8 +23,8 @@ examples:
 
 'wakeq COMMAND --help' says more of each command.
 
-exit codes: 0 done, 64 wrong usage, 69 Redis or a consumer cannot be reached,
-77 not permitted, 78 wrong configuration.
+exit codes: 0 done, 64 wrong usage, 66 no such stream or message, 69 Redis or a consumer
+cannot be reached, 77 not permitted, 78 wrong configuration.
 """
 
 Arguments = argparse.Namespace
@@ -123,9 +123,7 @@ def parse(families: Iterable[Family], words: Sequence[str]) -> Arguments:
     )
     parser.add_argument("--version", action="version", version=f"wakeq {__version__}")
     # Not given after the subcommand: keep what was given before it.
-    action = parser.add_subparsers(
-        metavar="COMMAND", dest="command", parser_class=CommandParser
-    )
+    action = parser.add_subparsers(metavar="COMMAND", dest="command", parser_class=CommandParser)
     subparsers = Subparsers(action, _shared(CommandParser, argparse.SUPPRESS))
     for family in families:
         family.add(subparsers)

@@ -6,18 +6,21 @@ from typing import Any
 from wakeq.cli.parser import Arguments, Subparsers, add_json
 from wakeq.cli.screen import colours, paint, print_json, readable, span, table
 from wakeq.cli.session import Session, warn
+from wakeq.cli.streams import pause_told
 
 _EXAMPLES = """\
   wakeq status
   wakeq status --json | jq '.streams[].groups[] | select(.unread > 1000)'
 
 Unread messages were not given to any consumer of the group yet; pending ones were, and are not
-acknowledged. OLDEST is the age of the oldest of them. Of the consumers, those are asleep that
-have a socket on this host; absent ones are asleep on another host, or gone.
+acknowledged. OLDEST is the age of the oldest of them. RETRY are those that failed or were delayed
+and are due again, for the group alone; DELAYED those of the stream that are not due yet; DEAD the
+dead letters. Of the consumers, those are asleep that have a socket on this host; absent ones are
+asleep on another host, or gone.
 """
-_HEADER = ("STREAM", "LENGTH", "GROUP", "UNREAD", "OLDEST", "PENDING", "OLDEST", "HANDLED",
-           "FAILED", "CONSUMERS")  # fmt: skip
-_RIGHT = (1, 3, 4, 5, 6, 7, 8)
+_HEADER = ("STREAM", "LENGTH", "DELAYED", "GROUP", "UNREAD", "OLDEST", "PENDING", "OLDEST",
+           "RETRY", "HANDLED", "FAILED", "DEAD", "CONSUMERS")  # fmt: skip
+_RIGHT = (1, 2, 4, 5, 6, 7, 8, 9, 10, 11)
 _STATES = ("awake", "asleep", "absent")
 
 
@@ -59,34 +62,38 @@ def _print_table(streams: list[dict[str, Any]]) -> None:
     on = colours()
     for cells, tint in zip(table(rows, _RIGHT), tints, strict=True):
         print(paint("  ".join(cells).rstrip(), tint, on))
+    for stream in streams:
+        if stream["paused"]:
+            told = readable(pause_told(stream["paused"]).encode(), 200)
+            print(paint(f"{readable(stream['stream'].encode(), 60)} is {told}", "yellow", on))
 
 
 def _rows(stream: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
     """Return the rows of one stream, each with its colour."""
     name = readable(stream["stream"].encode(), 60)
     if "problem" in stream:
-        return [((name, "-", stream["problem"], *["-"] * 7), "red")]
-    length = f"{stream['length']:,}"
+        return [((name, "-", "-", stream["problem"], *["-"] * 9), "red")]
+    whole = (name, f"{stream['length']:,}", f"{stream['delayed']:,}")
     if not stream["groups"]:
-        return [((name, length, *["-"] * 8), "")]
+        return [((*whole, *["-"] * 10), "")]
     return [
-        (_row(name, length, group), "yellow" if _is_stuck(group) else "")
+        ((*whole, *_cells(group)), "yellow" if _is_stuck(group) else "")
         for group in stream["groups"]
     ]
 
 
-def _row(name: str, length: str, group: dict[str, Any]) -> tuple[str, ...]:
+def _cells(group: dict[str, Any]) -> tuple[str, ...]:
     at_least = "" if group["unread_exact"] else "≥"
     return (
-        name,
-        length,
         readable(group["group"].encode(), 60),
         f"{at_least}{group['unread']:,}",
         _age(group["oldest_unread_seconds"]),
         f"{group['pending']:,}",
         _age(group["oldest_pending_seconds"]),
+        f"{group['retry']:,}",
         f"{group['handled']:,}",
         f"{group['failed']:,}",
+        f"{group['dead']:,}",
         _consumers(group["consumers"]),
     )
 
@@ -94,7 +101,7 @@ def _row(name: str, length: str, group: dict[str, Any]) -> tuple[str, ...]:
 def _is_stuck(group: dict[str, Any]) -> bool:
     """Tell whether there is work and nobody at it, as far as can be seen from here."""
     awake = any(consumer["state"] == "awake" for consumer in group["consumers"])
-    return bool(group["unread"] or group["pending"]) and not awake
+    return bool(group["unread"] or group["pending"] or group["retry"]) and not awake
 
 
 def _age(seconds: float | None) -> str:

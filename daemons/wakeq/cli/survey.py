@@ -5,6 +5,7 @@ from typing import Any
 
 from wakeq import keys
 from wakeq.cli.session import Session
+from wakeq.cli.streams import read_pause
 from wakeq.config import Consumer
 from wakeq.errors import WakeqError
 
@@ -63,15 +64,19 @@ class Survey:
         commands = [
             ("TYPE", stream), ("XLEN", stream), ("XINFO GROUPS", stream),
             ("XRANGE", stream, "-", "+", "COUNT", 1), ("TIME",),
+            ("ZCARD", keys.delayed(stream)), ("GET", keys.paused(stream)),
         ]  # fmt: skip
-        kind, length, found, first, time = self._session.call_many(stream, commands, raises=False)
+        kind, length, found, first, time, delayed, paused = self._session.call_many(
+            stream, commands, raises=False
+        )
         kind = _text(kind)
-        report: Report = {"stream": stream, "length": 0, "groups": []}
+        report: Report = {"stream": stream, "length": 0, "delayed": 0, "paused": None, "groups": []}
         if kind not in ("stream", "none"):
             return report | {"problem": f"is a {kind}, not a stream"}
-        for reply in (length, first, time):
+        for reply in (length, first, time, delayed, paused):
             if isinstance(reply, Exception):
                 raise reply
+        report |= {"delayed": delayed, "paused": read_pause(paused)}
         # Of a stream that is not there, XINFO says "no such key".
         groups = [] if isinstance(found, Exception) else found
         report["length"] = length
@@ -83,6 +88,7 @@ class Survey:
                 entry = self._group(stream, known[name], length, oldest, now_ms)
             else:
                 entry = self._missing_group(stream, name, length, oldest, now_ms)
+            entry |= self._beside(stream, name, entry)
             entry["consumers"] = self._consumers(
                 stream, name, expected.get(name, []), known.get(name)
             )
@@ -112,6 +118,21 @@ class Survey:
             "handled": int(counters[0] or 0),
             "failed": int(counters[1] or 0),
         }
+
+    def _beside(self, stream: str, name: str, entry: Report) -> Report:
+        """Return what the group has beside the stream, and how many are pending in all."""
+        retry = keys.retry(stream, name)
+        length, pending, dead = self._session.call_many(
+            stream,
+            [("XLEN", retry), ("XPENDING", retry, name), ("XLEN", keys.dead(stream, name))],
+            raises=False,
+        )
+        for reply in (length, dead):
+            if isinstance(reply, Exception):
+                raise reply
+        # The retry stream, or the group in it, is made with the consumer's first start.
+        taken = 0 if isinstance(pending, Exception) else pending["pending"]
+        return {"pending": entry["pending"] + taken, "retry": length - taken, "dead": dead}
 
     def _unread(
         self, stream: str, found: Report, length: int, oldest: bytes | None
