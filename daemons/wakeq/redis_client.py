@@ -15,7 +15,7 @@ import inspect
 import os
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,8 @@ import redis.sentinel
 
 from wakeq.errors import ConfigError, UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
-from wakeq.wire import ServerError, explain
+from wakeq.scripts import Script
+from wakeq.wire import Argument, ServerError, explain
 
 Client = redis.Redis
 AsyncClient = redis.asyncio.Redis
@@ -39,6 +40,7 @@ _CONNECT_SECONDS = 5.0
 _TIMEOUT_SECONDS = 15.0
 # Who wants more connections waits for one to become free.
 _CONNECTIONS = 32
+_REDIRECTS_MOST = 5
 
 # What redis-py takes off an error reply when it makes one of its classes of it.
 _CODES = {
@@ -165,11 +167,78 @@ class Servers:
             address = self._owners.get(_slot(key)) or hosts[self._entrance % len(hosts)]
         elif self.url.hosts:
             address = self.url.hosts[0]
+        return self._client_at(address)
+
+    def _client_at(self, address: tuple[str, int] | None) -> Any:
         if address not in self._clients:
             self._clients[address] = _make(
                 self.module, self.url, self.name, _TIMEOUT_SECONDS, address
             )
         return self._clients[address]
+
+    def call(self, key: str | bytes, *command: Argument) -> Any:
+        """Run one command on the server that has a key (blocking clients alone).
+
+        Raises:
+            UnavailableError: the connection broke, or no reply came in time; the command may have
+                been carried out.
+            WakeqError: the server answered with an error.
+        """
+        with errors_explained(self.url):
+            return self._call(key, command)
+
+    def run(self, script: Script, keys: list[Argument], arguments: Sequence[Argument]) -> Any:
+        """Run a script on the server that has its keys (blocking clients alone); see `call`."""
+        with errors_explained(self.url):
+            try:
+                return self._call(keys[0], script.command(keys, arguments))
+            except redis.exceptions.NoScriptError:
+                return self._call(keys[0], script.whole(keys, arguments))
+
+    def _call(self, key: Any, command: Sequence[Argument]) -> Any:
+        for _ in range(_REDIRECTS_MOST):
+            try:
+                return self.client(key).execute_command(*command)
+            except (redis.exceptions.RedisError, OSError) as error:
+                if not self.redirected(error):
+                    if server_error(error) is None:
+                        self.lost(key)
+                    raise
+        raise UnavailableError(f"Redis at {self.url} moves the keys around")
+
+    def check_version(self) -> str:
+        """Return what the server says that it is, such as `Redis 7.0.15`.
+
+        Raises:
+            ConfigError: it is too old.
+            WakeqError: see `call`.
+        """
+        server = self.call("", "INFO", "server")
+        version = str(server.get("redis_version", ""))
+        numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+        if len(numbers) == 2 and numbers < [7, 0]:
+            raise ConfigError(
+                f"Redis at {self.url} is version {version};"
+                " wakeq needs Redis 7.0 or Valkey 7.2, or newer"
+            )
+        if "valkey_version" in server:
+            return f"Valkey {server['valkey_version']}"
+        return f"Redis {version}"
+
+    def masters(self) -> list[Any]:
+        """Return a client for each server that has keys of its own (blocking clients alone).
+
+        Raises:
+            WakeqError: see `call`.
+        """
+        if not self.cluster:
+            return [self.client("")]
+        asked = self.client("").connection_pool.connection_kwargs["host"]
+        # Each is [first slot, last slot, [host, port, ...] of the master, ... of its replicas];
+        # the one that is asked may not know how it is called.
+        ranges = self.call("", "CLUSTER", "SLOTS")
+        found = {((served[2][0] or b"").decode() or asked, served[2][1]) for served in ranges}
+        return [self._client_at(address) for address in sorted(found)]
 
     def redirected(self, error: BaseException) -> bool:
         """Learn from a MOVED, and tell whether this was one: then the request was not carried

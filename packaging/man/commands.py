@@ -14,6 +14,7 @@ from wakeq.cli import parser as cli_parser
 from wakeq.consumer.main import PROGRAM as CONSUMER
 from wakeq.service import Program, shown_default
 from wakeq.settings import Setting
+from wakeq.trim.main import PROGRAM as TRIM
 from wakeq.wakeup.main import PROGRAM as WAKEUP
 
 _HELP_FORM = "\n\nexamples:\n"
@@ -56,7 +57,7 @@ class Command(NamedTuple):
 
 def programs() -> list[Command]:
     """Return everything that can be called."""
-    return [_command(_parser()), _daemon(CONSUMER), _daemon(WAKEUP)]
+    return [_command(_parser()), _daemon(CONSUMER), _daemon(TRIM), _daemon(WAKEUP)]
 
 
 def setting_help(setting: Setting) -> str:

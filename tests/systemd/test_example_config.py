@@ -27,7 +27,11 @@ def test_what_is_commented_out_is_the_default() -> None:
 
 
 def test_nothing_is_set_in_it() -> None:
-    assert tomllib.loads((EXAMPLES / "wakeq.toml").read_text()) == {"consumer": {}, "wakeup": {}}
+    assert tomllib.loads((EXAMPLES / "wakeq.toml").read_text()) == {
+        "consumer": {},
+        "wakeup": {},
+        "trim": {},
+    }
 
 
 def test_every_common_setting_is_in_it() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMPLETIONS = ROOT / "packaging/completions"
-PROGRAMS = ["wakeq", "wakeq-consumer", "wakeq-wakeup"]
+PROGRAMS = ["wakeq", "wakeq-consumer", "wakeq-trim", "wakeq-wakeup"]
 BASH = [COMPLETIONS / "bash" / name for name in PROGRAMS]
 ZSH = [COMPLETIONS / "zsh" / f"_{name}" for name in PROGRAMS]
 FISH = [COMPLETIONS / "fish" / f"{name}.fish" for name in PROGRAMS]
@@ -109,7 +109,8 @@ def test_fish_accepts_each_file(path: Path) -> None:
 
 BASH_CASES = {
     f"wakeq pub{TAB}": ["wakeq", "publish"],
-    f"wakeq {ALL_MATCHES}": ["wakeq", "check", "peek", "produce", "publish", "status", "wake"],
+    f"wakeq {ALL_MATCHES}": ["wakeq", "check", "peek", "produce", "publish", "status", "trim",
+                              "wake"],
     f"wakeq --vers{TAB}": ["wakeq", "--version"],
     f"wakeq publish orders --dedup-w{TAB}5min": ["wakeq", "publish", "orders",
                                                  "--dedup-window=5min"],
@@ -162,7 +163,7 @@ def test_zsh_completes(keys: str, short_dir: Path, consumers: dict[str, str]) ->
 
 FISH_CASES = {
     "wakeq pub": ["publish"],
-    "wakeq ": ["publish", "produce", "status", "peek", "wake", "check"],
+    "wakeq ": ["publish", "produce", "status", "peek", "wake", "trim", "check"],
     "wakeq peek --la": ["--last"],
     "wakeq status --la": [],
     "wakeq wake ma": ["mail"],

@@ -18,8 +18,8 @@ from wakeq.service import shown_default
 ROOT = Path(__file__).parents[2]
 MAN = ROOT / "packaging/man"
 PAGES = sorted(MAN.glob("*.[1-8]"))
-COMMANDS = ["publish", "produce", "status", "peek", "wake", "check"]
-DAEMONS = ["wakeq-consumer", "wakeq-wakeup"]
+COMMANDS = ["publish", "produce", "status", "peek", "wake", "trim", "check"]
+DAEMONS = ["wakeq-consumer", "wakeq-trim", "wakeq-wakeup"]
 SETTINGS = {"top": Common.table, **{name: kind.table for name, kind in TABLES.items()}}
 
 # Options of other programs, in the examples.
@@ -88,8 +88,8 @@ def id_of(path: Path) -> str:
 
 
 def test_there_is_a_page_for_each_program_and_for_the_files() -> None:
-    expected = ["wakeq-consumer.8", "wakeq-wakeup.8", "wakeq.1", "wakeq.7", "wakeq.toml.5"]
-    assert [page.name for page in PAGES] == expected
+    daemons = [f"{name}.8" for name in DAEMONS]
+    assert [page.name for page in PAGES] == [*daemons, "wakeq.1", "wakeq.7", "wakeq.toml.5"]
 
 
 def test_the_pages_are_up_to_date() -> None:
@@ -184,7 +184,7 @@ def test_each_setting_stands_in_the_page_of_the_files(table: str, key: str) -> N
 def test_the_settings_stand_in_their_sections() -> None:
     text = (MAN / "wakeq.toml.5").read_text()
     sections = {"THE TOP LEVEL OF WAKEQ.TOML": "top", "CONSUMERS": "consumer",
-                r"WAKEQ\-WAKEUP": "wakeup"}  # fmt: skip
+                r"WAKEQ\-WAKEUP": "wakeup", r"WAKEQ\-TRIM": "trim"}  # fmt: skip
     for section in text.split("\n.SH ")[1:]:
         table = sections.get(section.partition("\n")[0], "")
         found = re.findall(r"BEGIN setting (\S+) (\S+)", section)

@@ -79,6 +79,7 @@ def test_a_misspelt_key_would_be_noticed(root: Path, file: str) -> None:
         ("wakeq-consumer@orders.service", 20),
         ("wakeq-consumer@orders:2.service", 20),
         ("wakeq-wakeup.service", 12),
+        ("wakeq-trim.service", 12),
     ],
 )
 def test_each_service_is_closed_enough(root: Path, unit: str, threshold_x10: int) -> None:

@@ -92,20 +92,7 @@ class Session:
         Raises:
             ConfigError: it is too old.
         """
-        from wakeq.errors import ConfigError
-
-        with self.explaining():
-            server = self.call("", "INFO", "server")
-        version = str(server.get("redis_version", ""))
-        numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
-        if len(numbers) == 2 and numbers < [7, 0]:
-            raise ConfigError(
-                f"Redis at {self.url} is version {version};"
-                " wakeq needs Redis 7.0 or Valkey 7.2, or newer"
-            )
-        if "valkey_version" in server:
-            return f"Valkey {server['valkey_version']}"
-        return f"Redis {version}"
+        return self.servers.check_version()
 
     def sockets(self) -> dict[str, str]:
         """Return the wake sockets on this host: path by the consumer's name.

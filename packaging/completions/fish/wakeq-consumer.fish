@@ -19,6 +19,9 @@ complete -c wakeq-consumer -l concurrency -d 'how many messages are handled at o
 complete -c wakeq-consumer -l prefetch -d 'at most this many messages in hand for each of them (default: 1000)' -x
 complete -c wakeq-consumer -l order -d 'none, or key: messages with the same wakeq.key one after another (default: none)' -x -a 'none key'
 complete -c wakeq-consumer -l timeout -d 'a message that takes longer has failed (0: no limit) (default: 0s)' -x
+complete -c wakeq-consumer -l max-attempts -d 'a message that failed so often is a dead letter (0: never) (default: 10)' -x
+complete -c wakeq-consumer -l max-crashes -d 'so is a message whose handler ended the whole process so often (default: 3)' -x
+complete -c wakeq-consumer -l backoff -d 'how long to wait at most before another try, each time a random part of it (default: base=1s,factor=2,cap=600s)' -x
 complete -c wakeq-consumer -l idle-timeout -d 'exit when nothing came for this long (default: 30s)' -x
 complete -c wakeq-consumer -l drain-timeout -d 'at a stop, how long to wait for messages being handled (default: 1min)' -x
 complete -c wakeq-consumer -l claim-after -d 'take over messages of a consumer that is gone after this long (default: 1min)' -x

@@ -13,13 +13,14 @@ complete -c wakeq -l help -d 'show this and exit'
 complete -c wakeq -l redis-url -d 'the Redis server: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// (default: redis://127.0.0.1:6379/0) [WAKEQ_REDIS_URL]' -x
 complete -c wakeq -l config-dir -d 'where wakeq.toml and consumers/ are (default: /etc/wakeq) [WAKEQ_CONFIG_DIR]' -x -a '(__fish_complete_directories)'
 complete -c wakeq -l runtime-dir -d 'where consumer/NAME.sock are (default: /run/wakeq) [WAKEQ_RUNTIME_DIR]' -x -a '(__fish_complete_directories)'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -l version -d 'show the version and exit'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a publish -d 'Publish messages to a stream.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a produce -d 'Publish messages as load.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a status -d 'Show streams, groups and consumers; wakes nobody.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a peek -d 'Look at messages of a stream; nothing is changed.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a wake -d 'Wake a consumer of this host, and show its answer.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake check' -a check -d 'Look for what is wrong on this host; wakes nobody.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake trim check' -l version -d 'show the version and exit'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake trim check' -a publish -d 'Publish messages to a stream.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake trim check' -a produce -d 'Publish messages as load.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake trim check' -a status -d 'Show streams, groups and consumers; wakes nobody.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake trim check' -a peek -d 'Look at messages of a stream; nothing is changed.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake trim check' -a wake -d 'Wake a consumer of this host, and show its answer.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake trim check' -a trim -d 'Remove from streams what every group has handled.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek wake trim check' -a check -d 'Look for what is wrong on this host; wakes nobody.'
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l field -d 'a field; may be given several times' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l key -d 'messages with one key are handled in order' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l dedup -d 'publish only if no message was with this key, lately' -x
@@ -47,6 +48,8 @@ complete -c wakeq -n '__fish_seen_subcommand_from wake' -l wait -d 'stay connect
 complete -c wakeq -n '__fish_seen_subcommand_from wake' -l timeout -d 'how long to wait for its answer (default: 30s)' -x
 complete -c wakeq -n '__fish_seen_subcommand_from wake' -l json -d 'print JSON, for programs'
 complete -c wakeq -n '__fish_seen_subcommand_from wake' -a '(__wakeq_consumers)'
+complete -c wakeq -n '__fish_seen_subcommand_from trim' -l dry-run -d 'only say what would go'
+complete -c wakeq -n '__fish_seen_subcommand_from trim' -l json -d 'print JSON, for programs'
 complete -c wakeq -n '__fish_seen_subcommand_from check' -l import -d 'import the handlers, too'
 complete -c wakeq -n '__fish_seen_subcommand_from check' -l json -d 'print JSON, for programs'
 complete -c wakeq -n '__fish_seen_subcommand_from check' -a '(__wakeq_consumers)'

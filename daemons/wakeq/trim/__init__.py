@@ -1,0 +1,1 @@
+"""wakeq-trim: keeps streams short, without removing what some group still needs."""
