@@ -72,8 +72,13 @@ class Consumer(Section):
     concurrency = integer("how many messages are handled at once", 1, low=1, high=1000)
     prefetch = integer("at most this many messages in hand for each of them", 1000,
                        low=1, high=10000)  # fmt: skip
-    order = choice("none, or key: messages with the same wakeq.key one after another", "none",
-                   "none", "key")  # fmt: skip
+    order = choice("none; key: messages with the same wakeq.key one after another; strict: all"
+                   " messages, by one consumer of the group at a time", "none",
+                   "none", "key", "strict")  # fmt: skip
+    standby = choice("strict order, another consumer is at it: wait for it to leave, or exit",
+                     "wait", "wait", "exit")  # fmt: skip
+    lease = duration("strict order, after a crash another consumer takes over after this long",
+                     10.0, low=1.0)  # fmt: skip
     timeout = duration("a message that takes longer has failed (0: no limit)", 0.0,
                        low=0.001, off=True)  # fmt: skip
     max_attempts = integer("a message that failed so often is a dead letter (0: never)", 10,
@@ -111,8 +116,23 @@ class Trim(Section):
     streams = patterns("trim these streams, too, not only those that wakeq has seen")
 
 
+class Delay(Section):
+    """wakeq-delay: [delay] of wakeq.toml."""
+
+    recheck = duration("look at everything again this often, should a hint be lost", 60.0, low=1.0)
+    repair = text("what to call for each failed message before it is delivered again:"
+                  " package.module:callable or /a/file.py:callable", "")  # fmt: skip
+    repair_exec = command("what to run for each failed message instead: a program, arguments")
+    repair_timeout = duration("a repair that takes longer has failed", 30.0, low=0.1)
+
+
 # Tables of wakeq.toml, by name; the top level is Common.
-TABLES: dict[str, type[Section]] = {"consumer": Consumer, "wakeup": Wakeup, "trim": Trim}
+TABLES: dict[str, type[Section]] = {
+    "consumer": Consumer,
+    "wakeup": Wakeup,
+    "delay": Delay,
+    "trim": Trim,
+}
 
 
 def instance_base(name: str) -> str:
@@ -186,6 +206,22 @@ class Config:
         self._overlay(section)
         return section
 
+    def delay(self) -> Delay:
+        """Return the settings of wakeq-delay.
+
+        Raises:
+            ConfigError: a setting is wrong, or there are two repairs.
+        """
+        section = Delay()
+        self._apply_table(section, "delay")
+        self._overlay(section)
+        if section.repair and section.repair_exec:
+            raise ConfigError(
+                f"{self._main_path()}: [delay] has both repair and repair_exec, but only one can"
+                " be run"
+            )
+        return section
+
     def trim(self) -> Trim:
         """Return the settings of wakeq-trim.
 
@@ -231,6 +267,11 @@ class Config:
             )
         if section.exec_ and section.python:
             raise ConfigError(f"{path}: python is for a handler, not for exec")
+        if section.order == "strict" and section.concurrency > 1:
+            raise ConfigError(
+                f'{path}: order = "strict" handles one message after the other,'
+                f" so concurrency must be 1, not {section.concurrency}"
+            )
         section.stream = section.stream or base
         section.group = section.group or base
         return section

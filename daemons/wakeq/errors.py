@@ -97,6 +97,10 @@ class Reject(Exception):
     """Raised by a handler: this message can never be handled, do not deliver it again."""
 
 
+class Held(Exception):
+    """A message was not begun: one before it has failed, or the lease is over (strict order)."""
+
+
 class HandlerFailure(Exception):
     """A handler failed in a way that the text says all about."""
 

@@ -16,6 +16,7 @@ FIRST_FAILED_AT = b"wakeq.first_failed_at"  # ms
 TRACEBACK = b"wakeq.traceback"
 CONSUMER = b"wakeq.consumer"
 HOST = b"wakeq.host"
+REPAIR_ERROR = b"wakeq.repair_error"  # why it could not be repaired either
 # All fields of a message that has more of them than a script can pass on, in one.
 FOLDED = b"wakeq.folded"
 
@@ -34,12 +35,13 @@ class Message:
 
     __slots__ = (
         *("_fields", "_items", "deliveries", "entry_id"),
-        *("finished", "source", "started", "stream"),
+        *("finished", "place", "source", "started", "stream"),
     )
 
     def __init__(self, stream: str, source: int, entry_id: bytes, items: Sequence[bytes]) -> None:
         """Take an entry as Redis gives it: `items` is field, value, field, value …"""
         self.stream = stream
+        self.place: int  # where it stands in line, in strict order alone
         self.source = source  # which of the streams that the consumer reads
         self.entry_id = entry_id  # the id in that stream
         self.deliveries = 1  # how often it was given to a consumer, as far as anybody asked
@@ -74,6 +76,11 @@ class Message:
         """Which attempt this is: 1, and one more after each failure."""
         text = self.own(ATTEMPT) or b"1"
         return int(text) if text.isdigit() else 1
+
+    def become(self, items: Sequence[bytes]) -> None:
+        """Have other fields, for another attempt in the same place."""
+        self._items = items
+        self._fields = None
 
     @property
     def key(self) -> bytes:
@@ -145,7 +152,8 @@ class Publish:
 
 
 # What a delivery says of itself is said anew by the next one.
-_OF_ONE_DELIVERY = (ATTEMPT, FIRST_ID, ERROR, FAILED_AT, TRACEBACK, CONSUMER, HOST, HANDED_BACK)
+_OF_ONE_DELIVERY = (ATTEMPT, FIRST_ID, ERROR, FAILED_AT, TRACEBACK, CONSUMER, HOST, REPAIR_ERROR,
+                    HANDED_BACK)  # fmt: skip
 # Lua passes no more than 8000 arguments on; some are for what a script adds.
 _MOST_ITEMS = 7000
 

@@ -23,17 +23,22 @@ _DIRECTORY = os.path.join(os.path.dirname(__file__), "lua")
 _RUN_WHEN_FULL = ("join", "ensure_group", "trim")
 
 
+def _read(name: str) -> bytes:
+    with open(os.path.join(_DIRECTORY, f"{name}.lua"), "rb") as file:
+        return file.read()
+
+
 class Script:
     """One script, and whether the server at the other end of a connection has it.
 
     Args:
         name: the file's name in lua/, without `.lua`.
+        fenced: run it only for the owner of the group, see fence.lua.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, fenced: bool = False) -> None:
         self.name = name
-        with open(os.path.join(_DIRECTORY, f"{name}.lua"), "rb") as file:
-            self.text = file.read()
+        self.text = (_read("fence") if fenced else b"") + _read(name)
         if name in _RUN_WHEN_FULL:
             self.text = b"#!lua flags=allow-oom\n" + self.text
         self._sent = False

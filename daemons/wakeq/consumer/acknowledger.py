@@ -52,10 +52,10 @@ class Acknowledger:
         self.on_refused: Callable[[list[Message], BaseException], None]
         self._member = member
         self._hand = hand
-        self._acknowledge = Script("acknowledge")
-        self._publish = Script("publish_and_acknowledge")
+        self._acknowledge = Script("acknowledge", member.is_fenced)
+        self._publish = Script("publish_and_acknowledge", member.is_fenced)
         self.ready: tuple[list[bytes], list[bytes]] = ([], [])
-        self._fail = Script("fail")
+        self._fail = Script("fail", member.is_fenced)
         self.unsettled: set[Message] = set()
         self._joint: list[tuple[list[Message], list[Publish]]] = []
         self._discarded: tuple[list[bytes], list[bytes]] = ([], [])
@@ -126,10 +126,11 @@ class Acknowledger:
         number = self._note(lambda: self.ready[source].extend(ids))
         arguments: list[Argument] = [self._member.group, position, 1 if source == RETRY else 0]
         arguments += ids
+        fence_keys, token = self._member.fence
         channel.run(
             self._acknowledge,
-            [self._member.sources[source], self._member.stats],
-            arguments,
+            [self._member.sources[source], self._member.stats, *fence_keys],
+            [*arguments, *token],
             partial(self._confirm_ids, number, source, ids),
         )
 
@@ -152,10 +153,12 @@ class Acknowledger:
         arguments += [len(messages), *(message.entry_id for message in messages)]
         for publish in publishes:
             arguments += [len(publish.items), *publish.items]
+        fence_keys, token = self._member.fence
+        targets = [publish.stream for publish in publishes]
         channel.run(
             self._publish,
-            [self._member.sources[source], self._member.stats, *(p.stream for p in publishes)],
-            arguments,
+            [self._member.sources[source], self._member.stats, *targets, *fence_keys],
+            [*arguments, *token],
             partial(self._confirm_joint, number, messages),
         )
 
@@ -163,7 +166,7 @@ class Acknowledger:
         if isinstance(reply, ServerError):
             # Without its group a message is not pending: it is read and handled again, once
             # there is the group again.
-            if reply.code in TRANSIENT or reply.code == "NOGROUP":
+            if reply.code in TRANSIENT or reply.code in ("NOGROUP", "FENCED"):
                 raise reply
             del self._in_flight[number]
             self.unsettled.difference_update(messages)
@@ -196,10 +199,11 @@ class Acknowledger:
             message = failure.message
             arguments += [message.entry_id, message.id, failure.delay_ms]
             arguments += [len(failure.items), *failure.items]
+        fence_keys, token = member.fence
         channel.run(
             self._fail,
-            [member.sources[source], member.stats, *member.failed],
-            arguments,
+            [member.sources[source], member.stats, *member.failed, *fence_keys],
+            [*arguments, *token],
             partial(self._confirm_failures, number, [f.message for f in failures]),
         )
 

@@ -13,7 +13,6 @@ and not confirmed is sent again, pending messages that are not in hand are read 
 """
 
 import selectors
-from collections.abc import Collection
 from time import monotonic
 
 from wakeq import failpoint
@@ -23,11 +22,12 @@ from wakeq.consumer.claimer import Claimer
 from wakeq.consumer.drainer import Drainer
 from wakeq.consumer.hand import RETRY, Hand, Member
 from wakeq.consumer.handler import Handler
+from wakeq.consumer.idler import Idler
 from wakeq.consumer.keeper import LIFETIME_SECONDS, Keeper
-from wakeq.consumer.lanes import LOOK_AGAIN_SECONDS, make_lanes
+from wakeq.consumer.lanes import LOOK_AGAIN_SECONDS
 from wakeq.consumer.limiter import Limiter
-from wakeq.consumer.line import Line
 from wakeq.consumer.link import Link
+from wakeq.consumer.order import arrange
 from wakeq.consumer.outcomes import Outcomes
 from wakeq.consumer.reader import Reader
 from wakeq.consumer.reporter import Reporter
@@ -41,8 +41,6 @@ from wakeq.wire import ServerError
 NEVER = float("inf")
 # A read blocks no longer, so that a dead connection is noticed and the watchdog fed.
 _BLOCK_SECONDS = 5.0
-# While the stream is paused, this often somebody looks whether it still is.
-_PAUSED_SECONDS = 1.0
 
 
 class Consumer:
@@ -62,31 +60,32 @@ class Consumer:
         self.service = service
         self.settings = settings
         self.wake = wake
-        self.member = Member(settings.stream, settings.group, name)
+        is_strict = settings.order == "strict"
+        self.member = Member(settings.stream, settings.group, name, is_strict)
         self.hand = Hand()
-        self.lanes = make_lanes(handler, settings.concurrency, settings.order == "key")
-        self.line = Line(self.member, self.hand, self.lanes, settings.max_crashes)
+        lifetime = settings.lease if is_strict else LIFETIME_SECONDS
+        self.keeper = Keeper(self.member, self.hand, settings.claim_after, lifetime)
+        self.report = Reporter(service, self.member)
+        self.owner, self.lanes, self.line = arrange(
+            settings, handler, self.member, self.hand, self.keeper, self.report
+        )
         self.reader = Reader(self.member, settings, self.hand)
         self.acknowledger = Acknowledger(self.member, self.hand)
-        self.keeper = Keeper(self.member, self.hand, settings.claim_after)
         self.claimer = Claimer(self.member, settings)
         self.resumer = Resumer(self.hand, self.line, self.keeper)
         self.limiter = Limiter(self.lanes, 0.0 if settings.exec_ else settings.timeout)
         self.drainer = Drainer(
             self.hand, self.lanes, self.line, self.keeper, settings.drain_timeout
         )
-        self.report = Reporter(service, self.member)
         self.outcomes = Outcomes(self.member, settings, self.hand, self.acknowledger, self.report)
         self.selector = selectors.DefaultSelector()
         self.link = Link(
             service, self.member, settings.start, self.keeper, self.selector, self.report
         )
-        self._exits_idle = bool(wake.listeners) or "idle_timeout" in service.options
+        exits_idle = bool(wake.listeners) or "idle_timeout" in service.options
+        self.idler = Idler(settings.idle_timeout if exits_idle else None, self.hand, self.reader)
         self._turned_at = monotonic()
-        self._idle_at = self._turned_at + settings.idle_timeout if self._exits_idle else NEVER
         self._flush_at = self._look_at = NEVER
-        self._look_paused_at = 0.0
-        self._last_look = False
         self._end_as = "stopped"
         self._exit_code: int | None = None
         self._ended = False
@@ -121,15 +120,19 @@ class Consumer:
         self.reader.on_paused = self.link.unblock
         self.claimer.on_messages = self._on_claimed
         self.keeper.on_gone = self._on_gone
-        self.resumer.on_ours = self._give
+        self.resumer.on_ours = self.line.put
         self.acknowledger.on_confirmed = self.link.hold
         self.acknowledger.on_refused = self.outcomes.fail
         self.limiter.on_timeout = self.outcomes.fail
         self.line.on_crashed = self.outcomes.fail
+        self.outcomes.on_hold = self._hold_up
+        self.outcomes.on_turned_back = lambda messages: self.line.hold(messages, 0.0)
+        self.owner.on_owner = self._on_owner
+        self.line.on_late = self.drainer.give_up
         self.limiter.on_stuck = self._on_stuck
         self.report.in_hand = lambda: self.hand.unfinished
         self.report.state = self._state
-        self.link.position = self._last_known
+        self.link.position = lambda: self.reader.position(self.acknowledger.unsettled)
         self.link.on_up = self._on_up
         self.link.on_down = self._on_down
         self.wake.watch(self.selector, self.report.figures)
@@ -145,7 +148,7 @@ class Consumer:
         slept, self._turned_at = now - self._turned_at, now
         self._collect()
         self._obey_signals()
-        if slept > LIFETIME_SECONDS / 2:
+        if slept > self.keeper.lifetime / 2:
             self._after_pause()
         if self.link.is_up:
             if not self.line.is_empty:
@@ -165,7 +168,7 @@ class Consumer:
     def _wait(self) -> None:
         """Wait until something can be received or is due."""
         ready = self.selector.select(max(0.0, self._next_deadline() - monotonic()))
-        if monotonic() - self._turned_at > LIFETIME_SECONDS / 2:
+        if monotonic() - self._turned_at > self.keeper.lifetime / 2:
             return  # first see to the pause; what is ready stays so
         for key, _ in ready:
             # A callback before this one may have given its connection up.
@@ -174,13 +177,16 @@ class Consumer:
 
     def _next_deadline(self) -> float:
         deadline = min(
-            self._turned_at + (_PAUSED_SECONDS if self.reader.paused else _BLOCK_SECONDS),
+            self._turned_at + _BLOCK_SECONDS,
             self._look_at, self.limiter.next_at,
             self.drainer.next_at, self.report.next_at, self.link.next_at,
         )  # fmt: skip
         if not self.link.is_up:
             return deadline
-        return min(deadline, self._flush_at, self.keeper.next_at, self.claimer.next_at)
+        return min(
+            deadline, self._flush_at, self.keeper.next_at, self.claimer.next_at,
+            self.line.next_at, self.owner.next_at, self.reader.next_at,
+        )  # fmt: skip
 
     def _collect(self) -> None:
         """Take what the lanes are done with."""
@@ -201,7 +207,7 @@ class Consumer:
                 self.outcomes.take(item)
         self.hand.unfinished -= handled
         self.report.handled += handled
-        self._put_off_sleep()
+        self.idler.put_off()
 
     def _take(self, messages: list[Message]) -> None:
         """Take messages that were read or claimed."""
@@ -209,28 +215,22 @@ class Consumer:
         new = self.hand.take(messages)
         if not new:
             return
-        self._last_look = False
-        self._put_off_sleep()
+        self.idler.put_off()
+        self.owner.recall(new)
         if not self.resumer.hold_back(new):
-            self._give(new)
-
-    def _give(self, messages: list[Message]) -> None:
-        """Give messages to the lanes, or give them up at the end."""
-        give = self.drainer.give_up if self.drainer.draining else self.line.put
-        give(messages)
+            self.line.put(new)
 
     def _acknowledge_and_read(self, now: float) -> None:
         """Send acknowledgements, in one breath with the next read if there is room for one."""
         ready = self.acknowledger.has_ready
         count = 0
-        if self.reader.paused:
-            self._look_whether_paused(now)
-        elif not self.reader.waiting and not self.drainer.draining and now < self._idle_at:
+        may_read = self.owner.is_owner and not self.drainer.draining and now < self.idler.at
+        if may_read and not self.reader.waiting and not self.reader.paused:
             count = self.reader.pace.room(self.hand.unfinished)
         if count:
             if ready:
                 self._send_acknowledgements(now)
-            block = min(_BLOCK_SECONDS, self._idle_at - now)
+            block = min(_BLOCK_SECONDS, self.idler.at - now)
             self.reader.ask(self.link.reading, now, count, max(1, int(block * 1000)))
             self.link.reading.flush()
         elif ready and (now >= self._flush_at or not self.hand.unfinished):
@@ -238,25 +238,24 @@ class Consumer:
         elif ready and self._flush_at == NEVER:
             self._flush_at = now + LOOK_AGAIN_SECONDS
 
-    def _look_whether_paused(self, now: float) -> None:
-        """Look again whether the stream is still paused, now and then."""
-        if now >= self._look_paused_at:
-            self._look_paused_at = now + _PAUSED_SECONDS
-            self.reader.look(self.link.reading)
-            self.link.reading.flush()
-
     def _send_acknowledgements(self, now: float) -> None:
         channel = self.link.writing if self.reader.waiting else self.link.reading
-        self.acknowledger.send(channel, self._position())
+        self.acknowledger.send(channel, self.reader.position())
         channel.flush()
         self._flush_at = NEVER
 
     def _keep(self, now: float) -> None:
         """Keep name and messages, claim those of others, notice a silent server."""
         self.link.check(now)
+        if now >= self.reader.next_at:
+            self.reader.look_again(now, self.link.reading)
+        if now >= self.owner.next_at:
+            self.owner.tick(now, self.link.writing if self.owner.is_owner else self.link.reading)
         if now >= self.keeper.next_at:
             self.keeper.tick(now, self.link.writing)
             self.link.writing.flush()
+        if self.member.is_fenced:
+            return  # who became the owner has all that was pending
         if self.claimer.more or now >= self.claimer.next_at:
             room = 0 if self.drainer.draining else self.reader.pace.most - self.hand.unfinished
             self.claimer.tick(now, self.link.writing, room)
@@ -264,31 +263,17 @@ class Consumer:
 
     # -- sleeping and ending -------------------------------------------------------------
 
-    def _put_off_sleep(self) -> None:
-        if self._exits_idle:
-            self._idle_at = monotonic() + self.settings.idle_timeout
-
     def _sleep_if_idle(self, now: float) -> None:
         """End if nothing came for long enough and a last look finds nothing."""
-        if (
-            now < self._idle_at
-            or self.drainer.draining
-            or self.hand.unfinished
-            or self.reader.waiting
-            or self.claimer.busy
-            or not self.acknowledger.is_settled
-        ):
+        if self.drainer.draining or self.claimer.busy or not self.acknowledger.is_settled:
             return
-        if not self.reader.paused and (not self._last_look or self.reader.recovering):
-            # What is pending is looked at first, after a reconnect: that was not the last look.
-            self._last_look = not self.reader.recovering
-            self.reader.ask(self.link.reading, now, self.reader.pace.least, 0)
-            self.link.reading.flush()
-            return
-        failpoint.hit("before_exit")
-        self.report.stopping()
-        self._end_as = "went to sleep"
-        self._leave()
+        if not self.owner.is_owner:
+            self.idler.put_off()  # it is another one's turn
+        elif self.idler.is_over(now, self.link):
+            failpoint.hit("before_exit")
+            self.report.stopping()
+            self._end_as = "went to sleep"
+            self._leave()
 
     def _obey_signals(self) -> None:
         if self.service.reload and not self.drainer.draining:
@@ -320,7 +305,11 @@ class Consumer:
         """Give the name up and end the loop; what happens to Redis now is of no matter."""
         if self.link.is_up:
             try:
-                self.keeper.leave(self.link.reading.connection, self.drainer.handed_back > 0)
+                self.keeper.leave(
+                    self.link.reading.connection,
+                    self.drainer.handed_back > 0,
+                    self.owner.token,
+                )
             except (UnavailableError, ServerError):
                 pass  # the name runs out by itself, and its next owner need not wait for that
         failpoint.hit("after_leave")
@@ -352,6 +341,17 @@ class Consumer:
             self.hand.drop(ours)
             self.report.gone(len(ours))
 
+    def _hold_up(self, messages: list[Message], seconds: float) -> None:
+        """Hold the line up after a failure, in strict order."""
+        self.line.hold(messages, seconds)
+        if self.link.is_up:
+            self.owner.record(self.link.writing, messages)
+            self.link.writing.flush()
+
+    def _on_owner(self) -> None:
+        self.idler.put_off()
+        self.report.ready()
+
     def _on_stuck(self, messages: list[Message]) -> None:
         if not self.drainer.draining:
             self.report.stuck(messages)
@@ -373,6 +373,7 @@ class Consumer:
     def _on_up(self, paused: bool) -> None:
         self.reader.restart()
         self.reader.paused = paused
+        self.owner.restart()
         self.resumer.ask(self.link)
 
     def _on_down(self) -> None:
@@ -382,18 +383,11 @@ class Consumer:
         self.line.restart()
         self._flush_at = NEVER
 
-    def _position(self, undone: Collection[Message] = ()) -> bytes:
-        """Return up to where the stream was handled, empty if not known."""
-        last_read = self.reader.last_read
-        return self.hand.position(last_read, undone) if last_read else b""
-
-    def _last_known(self) -> bytes:
-        """Return from where on the stream must be read again if the group is lost."""
-        return self._position(self.acknowledger.unsettled)
-
     def _state(self) -> str:
         if self.drainer.draining:
             return "draining"
+        if not self.owner.is_owner:
+            return "standing by"
         if not self.report.is_ready:
             return "starting"
         if self.hand.unfinished:

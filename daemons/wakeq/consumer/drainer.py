@@ -54,7 +54,7 @@ class Drainer:
         self.draining = True
         self.next_at = self._extend_at = self._unblock_at = now
         self._drain_by = now + self._timeout
-        self.give_up(self._line.take_back())
+        self.give_up(self._line.close())
 
     def give_up(self, messages: list[Message]) -> None:
         """Hand messages back instead of handling them."""

@@ -4,15 +4,21 @@ from collections.abc import Collection
 
 from wakeq import keys
 from wakeq.message import Message
+from wakeq.wire import Argument
 
 # Where messages come from: the stream itself, and the stream of the group's own.
 STREAM, RETRY = 0, 1
 
 
 class Member:
-    """Who reads what for whom: the names and keys that every request of a consumer needs."""
+    """Who reads what for whom: the names and keys that every request of a consumer needs.
 
-    def __init__(self, stream: str, group: str, consumer: str) -> None:
+    Attributes:
+        is_fenced: whether only the owner of the group may move its messages (strict order).
+        fence: what a fenced script takes beside its own keys, and beside its own arguments.
+    """
+
+    def __init__(self, stream: str, group: str, consumer: str, is_fenced: bool = False) -> None:
         self.stream = stream
         self.group = group
         self.consumer = consumer
@@ -24,6 +30,9 @@ class Member:
             keys.delayed_data(stream),
             keys.dead(stream, group),
         )
+        self.owner = keys.owner(stream, group)
+        self.is_fenced = is_fenced
+        self.fence: tuple[list[Argument], list[Argument]] = ([], [])
         self.crashes = keys.crashes(stream, group)
         self.paused = keys.paused(stream)
         self.alive = keys.alive(stream, group, consumer)

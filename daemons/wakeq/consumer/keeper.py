@@ -20,7 +20,6 @@ from wakeq.scripts import Script
 from wakeq.wire import Argument, Connection, Reply, ServerError
 
 LIFETIME_SECONDS = 30.0
-KEEP_SECONDS = LIFETIME_SECONDS / 3
 _BATCH = 500
 # Longer than any claim_after, so that what is handed back can be claimed at once.
 _HANDED_BACK_MS = 2**31 - 1
@@ -30,17 +29,22 @@ class Keeper:
     """Holds on to the name and the messages of a consumer, and lets go of them.
 
     Attributes:
+        lifetime: for how long the name is kept each time, in seconds.
+        process: what describes this process.
         on_gone: called with messages that are no longer this consumer's.
     """
 
-    def __init__(self, member: Member, hand: Hand, claim_after: float) -> None:
+    def __init__(
+        self, member: Member, hand: Hand, claim_after: float, lifetime: float = LIFETIME_SECONDS
+    ) -> None:
         self.on_gone: Callable[[list[Message]], None]
         self._touch_seconds = claim_after / 3
-        self._keep_at = monotonic() + KEEP_SECONDS
+        self.lifetime = lifetime
+        self._keep_at = monotonic() + lifetime / 3
         self._touch_at = monotonic() + self._touch_seconds
         self._member = member
         self._hand = hand
-        self._process = process.describe_self()
+        self.process = process.describe_self()
         self._join = Script("join")
         self._leave = Script("leave")
         self._set_idle = Script("set_idle")
@@ -67,7 +71,7 @@ class Keeper:
     def tick(self, now: float, channel: Channel) -> None:
         """Keep the name and the messages in hand, if it is time, over a flushed channel."""
         if now >= self._keep_at:
-            self._keep_at = now + KEEP_SECONDS
+            self._keep_at = now + self.lifetime / 3
             self.keep(channel)
         if now >= self._touch_at:
             self._touch_at = now + self._touch_seconds
@@ -93,19 +97,21 @@ class Keeper:
         self._set_idle_of(channel, messages, _HANDED_BACK_MS)
         self._hand.drop(messages)
 
-    def leave(self, connection: Connection, handed_back: bool) -> None:
+    def leave(self, connection: Connection, handed_back: bool, token: bytes = b"") -> None:
         """Give the name up, over a connection with nothing outstanding.
 
         Args:
             connection: to Redis.
             handed_back: let others know that there is something to claim.
+            token: the fencing token, if this consumer owns the group.
         """
         ring = self._member.consumer if handed_back else ""
-        keys: list[Argument] = [self._member.alive, self._member.sources[1]]
-        self._leave.call(connection, keys, [self._process, ring])
+        member = self._member
+        keys: list[Argument] = [member.alive, member.sources[1], member.owner]
+        self._leave.call(connection, keys, [self.process, ring, token])
 
     def _join_arguments(self, dead: str) -> list[Argument]:
-        return [self._process, dead, int(LIFETIME_SECONDS * 1000)]
+        return [self.process, dead, int(self.lifetime * 1000)]
 
     def _busy(self, holder: str) -> BusyError:
         return BusyError(

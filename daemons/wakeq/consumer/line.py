@@ -7,9 +7,12 @@ are handled alone, one after the other, and Redis is told before each (`keys.cra
 handler has ended so many processes while it was alone is not begun again.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable
 from itertools import takewhile
+from time import monotonic
 
 from wakeq.consumer.channel import Channel
 from wakeq.consumer.hand import Hand, Member
@@ -18,6 +21,11 @@ from wakeq.errors import Crashed
 from wakeq.message import Message
 from wakeq.wire import Reply, ServerError
 
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    from wakeq.consumer.gate import Gate
+
+NEVER = float("inf")
 # The delivery that makes a suspect: the two before were to processes that did not handle it.
 _SUSPECT = 3
 
@@ -32,11 +40,16 @@ class Line:
         max_crashes: how many processes a message may end.
 
     Attributes:
+        next_at: when there is something to do.
+        on_late: called with messages that come when the line is closed.
         on_crashed: called with messages that will not be begun again, and why.
     """
 
     def __init__(self, member: Member, hand: Hand, lanes: Lanes, max_crashes: int) -> None:
         self.on_crashed: Callable[[list[Message], BaseException], None]
+        self.on_late: Callable[[list[Message]], None]
+        self.next_at = NEVER
+        self._is_closed = False
         self._member = member
         self._hand = hand
         self._lanes = lanes
@@ -54,16 +67,27 @@ class Line:
 
     def put(self, messages: list[Message]) -> None:
         """Give messages to the lanes, or have them wait their turn."""
-        if self.is_empty and all(message.deliveries < _SUSPECT for message in messages):
+        if self._is_closed:
+            self.on_late(messages)
+        elif self.is_empty and all(message.deliveries < _SUSPECT for message in messages):
             self._lanes.put(messages)
         else:
             self._waiting.extend(messages)
+
+    def hold(self, messages: list[Message], seconds: float) -> None:
+        """Hold messages up, in strict order alone."""
+        raise NotImplementedError
 
     def take_back(self) -> list[Message]:
         """Return the messages that no lane has begun; they will not be handled."""
         back = [*self._lanes.take_back(), *self._waiting]
         self._waiting.clear()
         return back
+
+    def close(self) -> list[Message]:
+        """Take nothing more, and return the messages that no lane has begun."""
+        self._is_closed = True
+        return self.take_back()
 
     def restart(self) -> None:
         """Forget what was asked over a connection that is lost."""
@@ -132,6 +156,69 @@ class Line:
 
     def _clear(self, channel: Channel, message: Message) -> None:
         channel.ask(("HDEL", self._member.crashes, _field(message)), _ignore)
+
+
+class StrictLine(Line):
+    """A line that a message which failed holds up until it is handled, or buried.
+
+    The lane turns back all that it meets after a failure, or after the end of the lease. It is
+    given all of that again, in the old order.
+    """
+
+    def __init__(
+        self, member: Member, hand: Hand, lanes: Lanes, max_crashes: int, gate: Gate
+    ) -> None:
+        super().__init__(member, hand, lanes, max_crashes)
+        self._gate = gate
+        self._held: list[Message] = []
+        self._places = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing stands in line, nor is handled alone."""
+        return not self._held and super().is_empty
+
+    def put(self, messages: list[Message]) -> None:
+        """Give messages to the lanes, or have them wait their turn."""
+        for message in messages:
+            self._places += 1
+            message.place = self._places
+        if self._held and not self._is_closed:
+            self._waiting.extend(messages)
+        else:
+            super().put(messages)
+
+    def hold(self, messages: list[Message], seconds: float) -> None:
+        """Hold messages up: those that failed for a while, those behind them for as long."""
+        if self._is_closed:
+            self.on_late(messages)
+            return
+        self._gate.is_held = True
+        earlier = self.next_at if self._held else 0.0
+        self._held += messages
+        self.next_at = max(earlier, monotonic() + seconds)
+
+    def take_back(self) -> list[Message]:
+        """Return the messages that no lane has begun; they will not be handled."""
+        held, self._held = self._held, []
+        held += self._lanes.take_back()
+        return [*sorted(held, key=lambda message: message.place), *super().take_back()]
+
+    def move(self, channel: Channel) -> None:
+        """Give to the lanes what can be given, over a flushed channel."""
+        if self._held:
+            self._held += self._lanes.take_back()
+            self._held = [message for message in self._held if not message.finished]
+            waiting = sum(not message.finished for message in self._waiting)
+            is_due = monotonic() >= self.next_at and self._gate.has_lease
+            # Else the lane is turning some back yet.
+            if not is_due or self._hand.unfinished > len(self._held) + waiting:
+                return
+            held, self._held = self._held, []
+            self.next_at = NEVER
+            self._gate.is_held = False
+            self._lanes.put(sorted(held, key=lambda message: message.place))
+        super().move(channel)
 
 
 def _field(message: Message) -> bytes:

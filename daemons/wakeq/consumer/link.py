@@ -15,7 +15,7 @@ from wakeq.consumer.channel import Channel
 from wakeq.consumer.hand import Member
 from wakeq.consumer.keeper import Keeper
 from wakeq.consumer.reporter import Reporter
-from wakeq.errors import UnavailableError, WakeqError
+from wakeq.errors import BusyError, UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
 from wakeq.service import RUN, Service
@@ -150,6 +150,11 @@ class Link:
             self.close()
             self.on_down()
             self.reconnect_at = monotonic()
+        elif error.code == "FENCED":
+            raise BusyError(
+                f"group {self._member.group} has another owner since, {str(error)[7:]}: this"
+                " consumer was paused or cut off for longer than lease"
+            )
         elif error.code in TRANSIENT:
             self.lose(self._explain(error))
         else:

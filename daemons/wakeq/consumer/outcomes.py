@@ -7,6 +7,7 @@ Redis, too (`fail.lua`); until it is confirmed the message stays in hand.
 """
 
 import os
+from collections.abc import Callable
 
 from wakeq import journal
 from wakeq.config import Consumer
@@ -14,7 +15,7 @@ from wakeq.consumer.acknowledger import Acknowledger, Failure
 from wakeq.consumer.hand import RETRY, STREAM, Hand, Member
 from wakeq.consumer.lanes import Done
 from wakeq.consumer.reporter import Reporter
-from wakeq.errors import Crashed, HandlerFailure, Reject, Retry
+from wakeq.errors import Crashed, HandlerFailure, Held, Reject, Retry
 from wakeq.message import (
     ATTEMPT,
     CONSUMER,
@@ -34,6 +35,11 @@ _LONGEST_TRACEBACK = 8000
 class Outcomes:
     """Passes on what came of messages.
 
+    Attributes:
+        on_hold: called with messages to be tried again in their place in the line, and after how
+            many seconds, in strict order.
+        on_turned_back: called with messages that the lane was kept from, in strict order.
+
     Args:
         member: who the consumer is.
         settings: the consumer's.
@@ -50,6 +56,8 @@ class Outcomes:
         acknowledger: Acknowledger,
         report: Reporter,
     ) -> None:
+        self.on_hold: Callable[[list[Message], float], None]
+        self.on_turned_back: Callable[[list[Message]], None]
         self._member = member
         self._settings = settings
         self._hand = hand
@@ -62,7 +70,10 @@ class Outcomes:
         # What timed out, was handed back or is another consumer's by now is finished already.
         ours = [message for message in messages if not message.finished]
         if isinstance(result, BaseException):
-            self.fail(ours, result)
+            if isinstance(result, Held):
+                self.on_turned_back(ours)
+            else:
+                self.fail(ours, result)
             return
         self._hand.finish(ours)
         self._report.handled += len(ours)
@@ -77,11 +88,20 @@ class Outcomes:
 
     def fail(self, messages: list[Message], error: BaseException) -> None:
         """Have failed messages delivered again later, or bury them."""
-        self._hand.finish(messages)
+        held, longest = [], 0.0
         for message in messages:
             wait = self._wait(message, error)
             self._report.message_failed(message, error, wait)
-            self._acknowledger.add_failure(self._failure(message, error, wait))
+            failure = self._failure(message, error, wait)
+            if self._member.is_fenced and wait is not None:
+                message.become(failure.items)
+                held.append(message)
+                longest = max(longest, wait)
+            else:
+                self._hand.finish([message])
+                self._acknowledger.add_failure(failure)
+        if held:
+            self.on_hold(held, longest)
 
     def _wait(self, message: Message, error: BaseException) -> float | None:
         """Return after how many seconds a message is delivered again; None: never."""

@@ -4,7 +4,7 @@ After each connect the consumer's own pending messages come first: those of a pr
 killed, and those of a reply that was lost. Only then are new ones read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from wakeq import failpoint
@@ -12,12 +12,16 @@ from wakeq.config import Consumer
 from wakeq.consumer.channel import Channel
 from wakeq.consumer.hand import RETRY, STREAM, Hand, Member, parse_id
 from wakeq.message import HANDED_BACK, Message
-from wakeq.wire import Reply, ServerError
+from wakeq.scripts import Script
+from wakeq.wire import Argument, Reply, ServerError
 
+NEVER = float("inf")
 # Bytes in hand that are enough, however small `prefetch` would let the number of messages be.
 _ENOUGH_BYTES = 8 * 1024 * 1024
 # Work for longer than this in hand is too much: another consumer could have it.
 _ENOUGH_SECONDS = 0.1
+# While the stream is paused, this often somebody looks whether it still is.
+_PAUSED_SECONDS = 1.0
 # More than anybody can have in hand (prefetch and concurrency at their highest).
 _MOST_PENDING = 10_000_000
 
@@ -77,6 +81,7 @@ class Reader:
         self.pace = Pace(settings)
         self.waiting = False
         self.paused = False
+        self._look_at = 0.0
         self.recovering = True
         self.last_read = b""
         self.on_messages: Callable[[list[Message]], None]
@@ -89,6 +94,8 @@ class Reader:
         self._full = False
         self._asked = 0
         self._bytes_before = 0
+        if member.is_fenced:
+            self._read = Script("read", fenced=True)
         self._head = ("XREADGROUP", "GROUP", member.group, member.consumer, "COUNT")
 
     def restart(self) -> None:
@@ -110,11 +117,61 @@ class Reader:
         else:
             where = (">", ">")
         block = ("BLOCK", block_ms) if block_ms else ()
-        self.look(channel)
+        self._look(channel)
+        if self._member.is_fenced:
+            self._ask_fenced(channel, count, where, block_ms)
+            return
         command = (*self._head, count, *block, "STREAMS", *self._member.sources, *where)
         channel.ask(command, lambda reply: self._take(channel, reply), block_ms / 1000)
 
-    def look(self, channel: Channel) -> None:
+    def _ask_fenced(
+        self, channel: Channel, count: int, where: tuple[str | bytes, ...], block_ms: int
+    ) -> None:
+        """Ask as the owner of the group: only a script is fenced, and a script cannot wait."""
+        member = self._member
+        fence_keys, token = member.fence
+
+        def take(reply: Reply) -> None:
+            # Two ids, up to where both streams were delivered: there is nothing after them yet.
+            is_empty = isinstance(reply, list) and isinstance(reply[0], bytes)
+            if not is_empty:
+                self._take(channel, reply)
+            elif not block_ms or self.paused:
+                self._take(channel, None)
+            else:
+                self.on_messages([])
+                command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS")
+                channel.ask((*command, *member.sources, *reply), come, block_ms / 1000)
+                channel.flush()
+
+        def come(reply: Reply) -> None:
+            self.waiting = False
+            if isinstance(reply, ServerError):
+                raise reply
+
+        arguments: list[Argument] = [member.group, member.consumer, count, *where, *token]
+        channel.run(self._read, [*member.sources, *fence_keys], arguments, take)
+
+    @property
+    def next_at(self) -> float:
+        """When to look again whether the stream is still paused."""
+        return self._look_at if self.paused else NEVER
+
+    def position(self, undone: Collection[Message] = ()) -> bytes:
+        """Return up to where the stream was handled, empty if not known.
+
+        Args:
+            undone: what does not count as handled, although its handler is done.
+        """
+        return self._hand.position(self.last_read, undone) if self.last_read else b""
+
+    def look_again(self, now: float, channel: Channel) -> None:
+        """Look whether the stream is still paused."""
+        self._look_at = now + _PAUSED_SECONDS
+        self._look(channel)
+        channel.flush()
+
+    def _look(self, channel: Channel) -> None:
         """Ask whether the stream is paused."""
 
         def note(reply: Reply) -> None:

@@ -40,6 +40,7 @@ class Reporter:
         self._handled_then = 0
         self._rate = 0.0
         self._told = ""
+        self._owner = ""  # who is waited for, in strict order
         self._is_down = False
         self._names = {"stream": member.stream, "group": member.group}
 
@@ -150,6 +151,25 @@ class Reporter:
             "claimed messages of a consumer that is gone", count=count,
             event_id=journal.MESSAGES_CLAIMED, **self._names,
         )  # fmt: skip
+
+    def standing_by(self, owner: str) -> None:
+        """Say whom this consumer waits for."""
+        self.ready()
+        self._notifier.status(f"standing by: {owner} is active")
+        if self._owner != owner:
+            self._owner = owner
+            self._log.info("standing by", owner=owner, **self._names)
+            journal.open_log()
+
+    def took_over(self, count: int) -> None:
+        """Say that this consumer is the owner of its group now."""
+        if self._owner or count:
+            self._log.info(
+                "took over", before=self._owner or None, count=count,
+                event_id=journal.GROUP_TAKEN_OVER, **self._names,
+            )  # fmt: skip
+        self._owner = ""
+        self._tell_at = monotonic()
 
     def gone(self, count: int) -> None:
         """Say that messages in hand are somebody else's now."""

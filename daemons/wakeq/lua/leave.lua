@@ -1,19 +1,31 @@
--- leave: give up a consumer's name, and ring for what it handed back.
+-- leave: give up a consumer's name, and the group if it owns that, and ring for who is to go on.
 --
 -- KEYS[1]  wakeq:{S}:alive:G:C  STRING  the process that has the name
 -- KEYS[2]  wakeq:{S}:retry:G    STREAM  read by all consumers of the group
+-- KEYS[3]  wakeq:{S}:owner:G    HASH    who owns the group (strict order)
 -- ARGV[1]  process   the caller
 -- ARGV[2]  ring      the consumer's name, to have another one look for what it handed back;
 --                    '' if there is nothing
+-- ARGV[3]  token     its fencing token if it owns the group (strict order), else ''
 --
 -- Returns 1 if the caller had the name, else 0.
 --
 -- Atomic because the name must be free when the bell rings, and only the caller's is given up.
+local ring = ARGV[2]
+local owned = false
+if ARGV[3] ~= '' and redis.call('HGET', KEYS[3], 'token') == ARGV[3] then
+  owned = true
+  redis.call('HSET', KEYS[3], 'process', '', 'until', '0')
+  local time = redis.call('TIME')
+  if tonumber(redis.call('HGET', KEYS[3], 'standby') or '0') > time[1] * 1000 then
+    ring = redis.call('HGET', KEYS[3], 'consumer')
+  end
+end
 local had = redis.call('GET', KEYS[1]) == ARGV[1]
 if had then
   redis.call('DEL', KEYS[1])
-  if ARGV[2] ~= '' then
-    redis.call('XADD', KEYS[2], '*', 'wakeq.handed_back', ARGV[2])
-  end
+end
+if ring ~= '' and (had or owned) then
+  redis.call('XADD', KEYS[2], '*', 'wakeq.handed_back', ring)
 end
 return had and 1 or 0

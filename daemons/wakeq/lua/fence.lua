@@ -1,0 +1,14 @@
+-- fence: put ahead of other scripts: run them only for who owns the group (strict order).
+--
+-- KEYS[#KEYS]  wakeq:{S}:owner:G  HASH  who owns the group
+-- ARGV[#ARGV]  token   the fencing token that the caller was given as the owner
+--
+-- Takes both away, so that the script finds its own keys and arguments. Returns an error, FENCED,
+-- if the group has another owner since: the caller was paused or cut off for too long.
+--
+-- Atomic because it is one script with the one that it stands ahead of.
+if redis.call('HGET', KEYS[#KEYS], 'token') ~= ARGV[#ARGV] then
+  return redis.error_reply('FENCED ' .. (redis.call('HGET', KEYS[#KEYS], 'consumer') or 'nobody'))
+end
+KEYS[#KEYS] = nil
+ARGV[#ARGV] = nil
