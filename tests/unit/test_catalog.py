@@ -23,6 +23,7 @@ UNPACKED = {
     "self._names": {"stream", "group"},
     "_fields(sleeper)": {"consumer", "stream", "group"},
     "fields": {"handled"},
+    "about": {"message_id", "attempt", "error", "stream", "group"},
 }
 
 

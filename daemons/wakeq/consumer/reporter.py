@@ -132,18 +132,19 @@ class Reporter:
         """
         self.failed += 1
         said = isinstance(error, Retry | Reject | HandlerFailure)
-        words, tell, event_id, fields = (
-            "message failed", self._log.warning, journal.MESSAGE_FAILED, {},
-        )  # fmt: skip
+        about = {
+            "message_id": message.id,
+            "attempt": message.attempt,
+            "error": f"{type(error).__name__}: {error}".rstrip(": "),
+            "detail": None if said else journal.describe(error),
+            **self._names,
+        }
         if wait is None:
-            words, tell, event_id = "message is dead", self._log.error, journal.MESSAGE_DEAD
+            self._log.error("message is dead", event_id=journal.MESSAGE_DEAD, **about)
         else:
-            fields = {"retry_in": f"{wait:.3f}s"}
-        tell(
-            words, event_id=event_id, message_id=message.id, attempt=message.attempt, **fields,
-            error=f"{type(error).__name__}: {error}".rstrip(": "),
-            detail=None if said else journal.describe(error), **self._names,
-        )  # fmt: skip
+            self._log.warning(
+                "message failed", event_id=journal.MESSAGE_FAILED, retry_in=f"{wait:.3f}s", **about
+            )
 
     def claimed(self, count: int) -> None:
         """Say that messages of a consumer that is gone were taken over."""
