@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from booted_machine import reason_not_to_boot
 from booted_root import SUITES, CannotMake, base_root
 from wakeq_machine import WakeqMachine
+from wear import begin_to_wear
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,8 +74,35 @@ def layers(suite: str, base: Path, package: Path) -> Iterator[list[Path]]:
         machine.end()
 
 
+@pytest.fixture(scope="session")
+def wearing(
+    request: pytest.FixtureRequest, suite: str, layers: list[Path]
+) -> Iterator[WakeqMachine | None]:
+    """A system that is used the whole time, from the first test on, by whom no test need wait for.
+
+    None if the test that looks at it was not chosen.
+    """
+    if not any("worn_machine" in item.fixturenames for item in request.session.items):
+        yield None
+        return
+    machine = WakeqMachine(suite, *layers)
+    try:
+        machine.start()
+        machine.start_redis()
+        begin_to_wear(machine)
+        yield machine
+    finally:
+        machine.end()
+
+
 @pytest.fixture
-def machine(suite: str, layers: list[Path]) -> Iterator[WakeqMachine]:
+def worn_machine(wearing: WakeqMachine) -> WakeqMachine:
+    """The system that was in use during all tests before."""
+    return wearing
+
+
+@pytest.fixture
+def machine(suite: str, layers: list[Path], wearing: object) -> Iterator[WakeqMachine]:
     """A booted system with the package installed, and its Redis running."""
     machine = WakeqMachine(suite, *layers)
     try:

@@ -49,28 +49,25 @@ def test_one_message_can_be_followed_in_the_journal(machine: WakeqMachine) -> No
     assert entry["PRIORITY"] == "4"
 
 
-def test_many_lives_leave_service_and_socket_healthy(machine: WakeqMachine) -> None:
-    # Enough of them for each limit of systemd that counts within some seconds.
-    names, lives = [f"many{number}" for number in range(10)], 5
-    for name in names:
-        machine.configure(name)
-    machine.enable(*names)
+def test_the_journal_explains_what_happened(machine: WakeqMachine) -> None:
+    machine.configure("orders", FAILS)
+    machine.enable("orders")
+    message_id, another_id = machine.publish("orders", "tea", "milk")
+    wait_until(lambda: machine.journal(f"WAKEQ_MESSAGE_ID={another_id}", "WAKEQ_ATTEMPT=1"))
 
-    for life in range(lives):
-        for name in names:
-            machine.publish(name, life)
-        for name in names:
-            machine.wait_for_handled(name, life, deadline_s=40)
-        for name in names:
-            machine.wait_for_state(service(name), "inactive")
+    shown = machine.run("journalctl", "--catalog", "-u", service("orders"))
 
-    for name in names:
-        assert machine.is_asleep(name)
-        # Each woken once for each message: not a start too many.
-        slept = machine.journal("-u", service(name), "WAKEQ_STREAM=" + name)
-        assert [entry["MESSAGE"] for entry in slept] == ["consumer went to sleep"] * lives
-    assert machine.show(WAKEUP, "NRestarts") == "0"
-    assert not machine.journal("-u", WAKEUP, "--priority=warning")
+    explained = [line.removeprefix("░░ ") for line in shown.splitlines() if line.startswith("░░")]
+    assert "Subject: A message of orders failed" in explained
+    assert "Defined-By: wakeq" in explained
+    assert f"{message_id}, attempt 1:" in explained
+    assert "    ValueError: no tea today" in explained
+    # What it tells to do shows that message, and no other.
+    hint = f"journalctl WAKEQ_MESSAGE_ID={message_id}"
+    assert f"    {hint}" in explained
+    messages = machine.run(*hint.split())
+    assert "no tea today" in messages
+    assert "no milk today" not in messages
 
 
 def test_instances_come_with_the_backlog_and_go(machine: WakeqMachine) -> None:

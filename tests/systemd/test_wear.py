@@ -1,0 +1,31 @@
+"""What a consumer's lives leave behind: nothing. They were lived beside all the tests before."""
+
+from __future__ import annotations
+
+from wakeq_machine import WAKEUP, WakeqMachine, service, socket
+from wear import LIVES, USE, WORN
+
+from redis_servers import wait_until
+
+
+def test_fifty_lives_in_a_row_leave_service_and_socket_healthy(worn_machine: WakeqMachine) -> None:
+    machine = worn_machine
+
+    wait_until(lambda: machine.show(USE, "SubState") == "exited", 400, f"{LIVES} lives are over")
+
+    assert machine.handled(WORN) == [str(life) for life in range(1, LIVES + 1)]
+    # Woken once for each message: not a start too many, and none that failed.
+    slept = machine.journal("-u", service(WORN), "WAKEQ_STREAM=" + WORN)
+    assert [entry["MESSAGE"] for entry in slept] == ["consumer went to sleep"] * LIVES
+    assert len({entry["_PID"] for entry in slept}) == LIVES
+    wait_until(lambda: machine.is_asleep(WORN))
+    for unit in (service(WORN), socket(WORN)):
+        assert machine.show(unit, "Result") == "success"
+    for unit in (service(WORN), WAKEUP):
+        assert machine.show(unit, "NRestarts") == "0"
+    assert machine.systemctl("--failed", "--plain", "--no-legend").strip() == ""
+    assert not machine.journal("-u", WAKEUP, "--priority=warning")
+    assert not machine.journal("-u", service(WORN), "--priority=warning")
+    # And it can be woken once more.
+    machine.publish(WORN, "once more")
+    machine.wait_for_handled(WORN, "once more")
