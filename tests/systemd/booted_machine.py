@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ _ENVIRONMENT = {
 }
 # What systemd-nspawn ends with when its system reboots.
 _REBOOT = 133
+# SIOCSIFFLAGS with IFF_UP: netdevice(7).
+_LOOPBACK_UP = """
+import fcntl, socket, struct
+fcntl.ioctl(socket.socket(), 0x8914, struct.pack("16sH22x", b"lo", 1))
+"""
 
 
 class Machine:
@@ -213,4 +219,10 @@ def reason_not_to_boot() -> str:
         )  # fmt: skip
     if result.returncode:
         return f"no overlay can be mounted here: {result.stdout.strip()}"
+    # Within a container that has the network of its host, systemd-nspawn may not, and only warns.
+    result = subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", _LOOPBACK_UP], capture_output=True, check=False
+    )
+    if result.returncode:
+        return "no loopback interface can be set up here: CAP_NET_ADMIN is missing"
     return ""
