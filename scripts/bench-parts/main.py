@@ -26,6 +26,7 @@ TARGETS = (
     "cold",
     "sleepers",
     "memory",
+    "trim",
 )
 
 

@@ -15,7 +15,7 @@ from wakeq.scripts import Script
 # Entries: of 2000 small ones, freeing takes less than what the script does besides; counting
 # makes a value in Lua of each field.
 _SLICE = 2000
-_COUNT_SLICE = 500
+_COUNT_SLICE = 250
 _SLICE_LEAST = 20
 # What Redis may be kept by one slice, without the way there and back.
 _SLICE_SECONDS = 0.004
