@@ -304,7 +304,7 @@ def _options(module: Any, url: RedisURL, name: str, timeout: float) -> dict[str,
     retry = redis.asyncio.retry.Retry if module is redis.asyncio else redis.retry.Retry
     return {
         "db": url.db,
-        "username": (url.username or None) if url.password else None,
+        "username": url.username or None,
         "password": url.password or None,
         "client_name": name,
         "decode_responses": False,

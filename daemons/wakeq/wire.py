@@ -325,7 +325,8 @@ class Connection:
     def _greet(self) -> ServerError | None:
         """Log in and look at the server; return a MOVED that must be followed, if any."""
         commands: list[Command] = []
-        if self.url.password:
+        if self.url.username or self.url.password:
+            # Also without a password: such users there are (nopass).
             user = [self.url.username] if self.url.username else []
             commands.append(["AUTH", *user, self.url.password])
         if self.url.db:

@@ -61,6 +61,13 @@ def test_logs_in_with_user_and_password(own_redis: RedisServer) -> None:
     client.connection_pool.disconnect()
 
 
+def test_logs_in_as_a_user_without_a_password(own_redis: RedisServer) -> None:
+    own_redis.client().execute_command("ACL", "SETUSER", "app", "on", "nopass", "~*", "+@all")
+    client = connect(RedisURL(own_redis.url.replace("://", "://app@")), "wakeq-test")
+    assert client.execute_command("ACL", "WHOAMI") == b"app"
+    client.connection_pool.disconnect()
+
+
 def test_connects_again_after_the_server_was_restarted(own_redis: RedisServer) -> None:
     client = connect(RedisURL(own_redis.url), "wakeq-test")
     client.ping()

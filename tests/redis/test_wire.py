@@ -97,6 +97,12 @@ def test_logs_in_with_user_and_password(own_redis: RedisServer) -> None:
         assert connection.call("ACL", "WHOAMI") == b"app"
 
 
+def test_logs_in_as_a_user_without_a_password(own_redis: RedisServer) -> None:
+    own_redis.client().execute_command("ACL", "SETUSER", "app", "on", "nopass", "~*", "+@all")
+    with connected(with_user(own_redis.url, "app")) as connection:
+        assert connection.call("ACL", "WHOAMI") == b"app"
+
+
 def test_logs_in_with_a_password_alone(redis_server: Callable[..., RedisServer]) -> None:
     server = redis_server("--requirepass", SECRET)
     with connected(with_user(server.url, f":{SECRET}")) as connection:
