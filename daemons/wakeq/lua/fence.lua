@@ -1,10 +1,13 @@
 -- fence: put ahead of other scripts: run them only for who owns the group (strict order).
 --
--- KEYS[#KEYS]  wakeq:{S}:owner:G  HASH  who owns the group
--- ARGV[#ARGV]  token   the fencing token that the caller was given as the owner
+-- KEYS[1..]  the script's own; the last one is
+--            wakeq:{S}:owner:G  HASH  who owns the group
+-- ARGV[1..]  the script's own; the last one is
+--            token   the fencing token that the caller was given as the owner
 --
--- Takes both away, so that the script finds its own keys and arguments. Returns an error, FENCED,
--- if the group has another owner since: the caller was paused or cut off for too long.
+-- Takes those two away, so that the script finds its own keys and arguments alone. Returns an
+-- error, FENCED, if the group has another owner since: the caller was paused or cut off for too
+-- long.
 --
 -- Atomic because it is one script with the one that it stands ahead of.
 if redis.call('HGET', KEYS[#KEYS], 'token') ~= ARGV[#ARGV] then
