@@ -109,8 +109,13 @@ def test_fish_accepts_each_file(path: Path) -> None:
 
 BASH_CASES = {
     f"wakeq pub{TAB}": ["wakeq", "publish"],
-    f"wakeq {ALL_MATCHES}": ["wakeq", "check", "peek", "produce", "publish", "status", "trim",
-                              "wake"],
+    f"wakeq {ALL_MATCHES}": ["wakeq", "check", "dead", "pause", "peek", "produce", "publish",
+                              "resume", "status", "trim", "wake"],
+    f"wakeq dead {ALL_MATCHES}": ["wakeq", "dead", "list", "purge", "retry", "show"],
+    f"wakeq --redis-url dead dead ret{TAB}": ["wakeq", "--redis-url", "dead", "dead", "retry"],
+    f"wakeq dead ret{TAB}orders --ra{TAB}5": ["wakeq", "dead", "retry", "orders", "--rate=5"],
+    f"wakeq dead --red{TAB}": ["wakeq", "dead", "--redis-url="],
+    f"wakeq dead list orders --ra{TAB}": ["wakeq", "dead", "list", "orders", "--ra"],
     f"wakeq --vers{TAB}": ["wakeq", "--version"],
     f"wakeq publish orders --dedup-w{TAB}5min": ["wakeq", "publish", "orders",
                                                  "--dedup-window=5min"],
@@ -145,6 +150,8 @@ def test_bash_completes(keys: str, short_dir: Path, consumers: dict[str, str]) -
 ZSH_CASES = {
     f"wakeq pub{TAB}": ["wakeq", "publish"],
     f"wakeq peek --la{TAB}": ["wakeq", "peek", "--last"],
+    f"wakeq dead ret{TAB}": ["wakeq", "dead", "retry"],
+    f"wakeq dead retry orders --ra{TAB}5": ["wakeq", "dead", "retry", "orders", "--rate=5"],
     f"wakeq wake ma{TAB}": ["wakeq", "wake", "mail"],
     f"wakeq wake orders:{TAB}": ["wakeq", "wake", "orders:2"],
     f"wakeq-consumer --log-level=de{TAB}": ["wakeq-consumer", "--log-level=debug"],
@@ -163,7 +170,21 @@ def test_zsh_completes(keys: str, short_dir: Path, consumers: dict[str, str]) ->
 
 FISH_CASES = {
     "wakeq pub": ["publish"],
-    "wakeq ": ["publish", "produce", "status", "peek", "wake", "trim", "check"],
+    "wakeq ": [
+        "publish",
+        "produce",
+        "status",
+        "peek",
+        "dead",
+        "pause",
+        "resume",
+        "wake",
+        "trim",
+        "check",
+    ],
+    "wakeq dead ": ["list", "show", "retry", "purge"],
+    "wakeq dead retry --ra": ["--rate"],
+    "wakeq dead list --ra": [],
     "wakeq peek --la": ["--last"],
     "wakeq status --la": [],
     "wakeq wake ma": ["mail"],

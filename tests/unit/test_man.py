@@ -18,7 +18,8 @@ from wakeq.service import shown_default
 ROOT = Path(__file__).parents[2]
 MAN = ROOT / "packaging/man"
 PAGES = sorted(MAN.glob("*.[1-8]"))
-COMMANDS = ["publish", "produce", "status", "peek", "wake", "trim", "check"]
+COMMANDS = ["publish", "produce", "status", "peek", "dead list", "dead show", "dead retry",
+            "dead purge", "pause", "resume", "wake", "trim", "check"]  # fmt: skip
 DAEMONS = ["wakeq-consumer", "wakeq-trim", "wakeq-wakeup"]
 SETTINGS = {"top": Common.table, **{name: kind.table for name, kind in TABLES.items()}}
 
@@ -145,7 +146,7 @@ def test_the_page_of_a_daemon_says_what_its_help_says(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize("command", [[], *map(str.split, COMMANDS)], ids=" ".join)
 def test_the_page_of_the_command_says_what_its_help_says(command: list[str]) -> None:
     text = text_of("wakeq.1")
     options = options_of("wakeq", *command)
@@ -158,7 +159,7 @@ def test_the_page_of_the_command_says_what_its_help_says(command: list[str]) -> 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_page_of_the_command_has_all_that_stands_before_the_options(command: str) -> None:
-    before, _, _ = help_of("wakeq", command).partition("\npositional arguments:")
+    before, _, _ = help_of("wakeq", *command.split()).partition("\npositional arguments:")
     _, _, description = before.partition("\n\n")
     description = description.partition("\n\noptions:")[0]
     assert words(description.replace("examples:", "")) != ""
@@ -168,8 +169,11 @@ def test_the_page_of_the_command_has_all_that_stands_before_the_options(command:
 
 
 def test_the_commands_are_those_that_there_are() -> None:
-    listed = re.findall(r"^    (\w+)  ", help_of("wakeq"), re.MULTILINE)
-    assert listed == COMMANDS
+    names = list(dict.fromkeys(command.split()[0] for command in COMMANDS))
+    assert re.findall(r"^    (\w+)  ", help_of("wakeq"), re.MULTILINE) == names
+    for family in {command.split()[0] for command in COMMANDS if " " in command}:
+        actions = [command.split()[1] for command in COMMANDS if command.startswith(f"{family} ")]
+        assert re.findall(r"^    (\w+)  ", help_of("wakeq", family), re.MULTILINE) == actions
 
 
 @pytest.mark.parametrize(
@@ -195,7 +199,11 @@ def test_the_settings_stand_in_their_sections() -> None:
 def test_no_page_names_an_option_that_there_is_not(page: Path) -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rendered(page)))
     known = set(FOREIGN_OPTIONS)
-    for command in (*([name] for name in DAEMONS), ["wakeq"], *(["wakeq", c] for c in COMMANDS)):
+    for command in (
+        *([name] for name in DAEMONS),
+        ["wakeq"],
+        *(["wakeq", *c.split()] for c in COMMANDS),
+    ):
         known |= options_of(*command).keys()
     assert named <= known
 
@@ -236,7 +244,7 @@ def test_the_keys_in_redis_are_those_that_there_are() -> None:
 
     text = text_of("wakeq.7")
     made = [keys.retry("S", "G"), keys.stats("S", "G"), keys.alive("S", "G", "C")]
-    made += [keys.dedup("S", "K"), keys.STREAMS]
+    made += [keys.dedup("S", "K"), keys.STREAMS, keys.dead("S", "G"), keys.paused("S")]
     functions = [name for name, value in vars(keys).items() if callable(value) and name != "prefix"]
     assert len(made) == len(functions) + 1
     for key in made:
@@ -245,4 +253,4 @@ def test_the_keys_in_redis_are_those_that_there_are() -> None:
 
 def test_what_is_not_there_yet_is_not_described() -> None:
     for page in PAGES:
-        assert not re.search(r"dead letter|strict|max_attempts|backoff =|standby", rendered(page))
+        assert not re.search(r"strict|standby", rendered(page))
