@@ -1,8 +1,8 @@
 -- fence: put ahead of other scripts: run them only for who owns the group (strict order).
 --
--- KEYS[1..]  the script's own; the last one is
+-- KEYS[1] .. the script's own; the last one is
 --            wakeq:{S}:owner:G  HASH  who owns the group
--- ARGV[1..]  the script's own; the last one is
+-- ARGV[1] .. the script's own; the last one is
 --            token   the fencing token that the caller was given as the owner
 --
 -- Takes those two away, so that the script finds its own keys and arguments alone. Returns an
