@@ -10,6 +10,7 @@ message twice, unless it has a deduplication key: then it is, a few times, and h
 import asyncio
 import time
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Self
 
 import redis
@@ -17,7 +18,7 @@ import redis
 from wakeq.config import Config
 from wakeq.errors import WakeqError
 from wakeq.message import Fields, Publish
-from wakeq.publishing import Core, Exchange, Outcome, Steps, UnconfirmedError
+from wakeq.publishing import Core, Exchange, Outcome, Steps, Terms, UnconfirmedError, due
 from wakeq.redis_client import Servers, explained
 from wakeq.redis_url import RedisURL
 
@@ -104,7 +105,7 @@ class Publisher(_Publisher):
         """Close the connections; the next publish makes new ones."""
         self._servers.close()
 
-    def publish(
+    def publish(  # noqa: PLR0913  (one call says all of a message)
         self,
         stream: str,
         body: object = None,
@@ -113,6 +114,8 @@ class Publisher(_Publisher):
         key: str | bytes | None = None,
         dedup: str | None = None,
         dedup_window: float = 86400.0,
+        delay: float | None = None,
+        at: datetime | float | None = None,
     ) -> str:
         """Publish one message and return its id.
 
@@ -123,7 +126,11 @@ class Publisher(_Publisher):
             key: messages with the same key are handled in order (`order = "key"`).
             dedup: of publishes with the same key only the first is carried out; the others
                 return its id.
-            dedup_window: how long `dedup` is remembered, in seconds.
+            dedup_window: how long `dedup` is remembered, in seconds; at least until the message
+                has been delivered.
+            delay: deliver it in so many seconds, by the clock of Redis.
+            at: deliver it then: a datetime with a time zone, or seconds since 1970; at once, if
+                that has passed. wakeq-delay delivers it, under the id that is returned.
 
         Raises:
             UnavailableError: Redis cannot be reached; the message may have been published.
@@ -131,7 +138,8 @@ class Publisher(_Publisher):
             ValueError, TypeError: it is no message.
         """
         message = _message(stream, body, fields, key)
-        return str(self._drive(self._core.publish(message, dedup, dedup_window)))
+        terms = Terms(dedup, dedup_window, due(delay, at))
+        return str(self._drive(self._core.publish(message, terms)))
 
     def publish_many(self, messages: Iterable[Publish], batch: int = 1000) -> list[str]:
         """Publish messages in order, so many at a time, and return their ids.
@@ -183,7 +191,7 @@ class AsyncPublisher(_Publisher):
         """Close the connections; the next publish makes new ones."""
         await self._servers.aclose()
 
-    async def publish(
+    async def publish(  # noqa: PLR0913  (as that of Publisher)
         self,
         stream: str,
         body: object = None,
@@ -192,10 +200,13 @@ class AsyncPublisher(_Publisher):
         key: str | bytes | None = None,
         dedup: str | None = None,
         dedup_window: float = 86400.0,
+        delay: float | None = None,
+        at: datetime | float | None = None,
     ) -> str:
         """Publish one message and return its id; see `Publisher.publish`."""
         message = _message(stream, body, fields, key)
-        return str(await self._drive(self._core.publish(message, dedup, dedup_window)))
+        terms = Terms(dedup, dedup_window, due(delay, at))
+        return str(await self._drive(self._core.publish(message, terms)))
 
     async def publish_many(self, messages: Iterable[Publish], batch: int = 1000) -> list[str]:
         """Publish messages and return their ids; see `Publisher.publish_many`."""

@@ -6,7 +6,8 @@ asyncio share every decision.
 """
 
 from collections.abc import Generator, Iterable, Iterator
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from wakeq import keys
 from wakeq.backoff import Backoff
@@ -19,6 +20,9 @@ from wakeq.wire import Argument, Command
 _MAX_REDIRECTS = 5
 # A batch of large messages is sent before it is full.
 _BATCH_BYTES = 8 * 1024 * 1024
+# So many fill a Lua script's stack, when the message is delivered.
+_DELAYED_FIELDS_MOST = 3900
+_LONGEST_DELAY_SECONDS = 100 * 366 * 86400.0
 # How often a publish with a deduplication key is tried: about three seconds in all.
 _TRIES = 6
 
@@ -40,6 +44,41 @@ class UnconfirmedError(UnavailableError):
             f"{text}; {self.confirmed} messages were published,"
             f" of another {unknown} it is not known"
         )
+
+
+class Terms(NamedTuple):
+    """On what terms a message is published: once, and not before it is due."""
+
+    dedup: str | None = None
+    window_seconds: float = 86400.0
+    due: tuple[str, int] | None = None  # `in` or `at`, and ms, as schedule.lua takes it
+
+
+def due(delay: float | None, at: datetime | float | None) -> tuple[str, int] | None:
+    """Return when a message is due, for `Terms`; None: at once.
+
+    Args:
+        delay: in so many seconds.
+        at: a time with a zone, or seconds since 1970.
+
+    Raises:
+        ValueError: both are given, or one is out of range.
+    """
+    if delay is not None and at is not None:
+        raise ValueError("give delay or at, not both")
+    if isinstance(at, datetime):
+        if at.tzinfo is None:
+            raise ValueError(f"at must have a time zone, as datetime.now(UTC) has: {at!r}")
+        at = at.timestamp()
+    if at is not None:
+        if not 0 <= at < 1e11:
+            raise ValueError(f"at must be a datetime, or seconds since 1970, not {at!r}")
+        return "at", round(at * 1000)
+    if delay is None or delay == 0:
+        return None
+    if not 0 <= delay <= _LONGEST_DELAY_SECONDS:
+        raise ValueError(f"delay must be seconds, 0 or more, not {delay!r}")
+    return "in", max(1, round(delay * 1000))
 
 
 class Exchange:
@@ -64,15 +103,20 @@ class Core:
         self.servers = servers
         self._registered: set[str] = set()
         self._once = Script("publish_once")
+        self._schedule = Script("schedule")
 
-    def publish(self, message: Publish, dedup: str | None, window_seconds: float) -> Steps:
-        """Publish one message; returns its id."""
+    def publish(self, message: Publish, terms: Terms) -> Steps:
+        """Publish one message, or have it published when it is due; returns its id."""
         stream = message.stream
-        add, whole = self._requests(message, dedup, window_seconds)
+        add, whole = self._requests(message, terms)
+        if terms.due is not None:
+            yield from self._register_first(stream)
         backoff = Backoff(base=0.2, cap=2.0)
         redirects = 0
         while True:
-            joined = not self.servers.cluster and stream not in self._registered
+            # Once more with each that is delayed: without the registry it might not be found.
+            new = stream not in self._registered or terms.due is not None
+            joined = not self.servers.cluster and new
             requests = [add, _register([stream])] if joined else [add]
             outcome = yield Exchange(stream, requests)
             reply: Any = outcome[0] if isinstance(outcome, list) else outcome
@@ -85,11 +129,11 @@ class Core:
                 add = whole
                 continue
             error = self._explained(reply, stream)
-            if dedup is None or backoff.tries + 1 >= _TRIES or not _may_pass(error):
+            if terms.dedup is None or backoff.tries + 1 >= _TRIES or not _may_pass(error):
                 raise error
             yield backoff.next()
         yield from self._note_registered({stream})
-        return _text(reply[0] if dedup is not None else reply)
+        return _text(reply[0] if isinstance(reply, list) else reply)
 
     def publish_many(self, messages: Iterable[Publish], batch: int) -> Steps:
         """Publish messages in batches; returns their ids in the same order."""
@@ -141,20 +185,49 @@ class Core:
             groups.setdefault(id(self.servers.client(item[1].stream)), []).append(item)
         return list(groups.values())
 
-    def _requests(
-        self, message: Publish, dedup: str | None, window_seconds: float
-    ) -> tuple[Command, Command]:
+    def _requests(self, message: Publish, terms: Terms) -> tuple[Command, Command]:
         """Return the request, and the one to send if the server lacks the script."""
-        if dedup is None:
+        if terms.dedup is None and terms.due is None:
             add = _add(message)
             return add, add
-        milliseconds = round(window_seconds * 1000)
-        if milliseconds < 1:
-            raise ValueError(f"dedup_window must be at least 0.001 seconds, not {window_seconds}")
-        script_keys: list[Argument] = [message.stream, keys.dedup(message.stream, dedup)]
-        arguments: list[Argument] = [milliseconds, *message.items]
-        whole = self._once.whole(script_keys, arguments)
-        return self._once.command(script_keys, arguments), whole
+        stream, window_ms = message.stream, round(terms.window_seconds * 1000)
+        if window_ms < 1:
+            raise ValueError(
+                f"dedup_window must be at least 0.001 seconds, not {terms.window_seconds}"
+            )
+        script, script_keys = self._once, [stream]
+        arguments: list[Argument] = [window_ms, *message.items]
+        if terms.due is not None:
+            if (fields := len(message.items) // 2) > _DELAYED_FIELDS_MOST:
+                raise ValueError(
+                    f"a delayed message has at most {_DELAYED_FIELDS_MOST} fields, not {fields}"
+                )
+            script = self._schedule
+            script_keys += [keys.delayed(stream), keys.delayed_data(stream)]
+            arguments = [keys.DOORBELL, stream, *terms.due, window_ms, *message.items]
+        if terms.dedup is not None:
+            script_keys.append(keys.dedup(stream, terms.dedup))
+        return script.command(script_keys, arguments), script.whole(script_keys, arguments)
+
+    def _register_first(self, stream: str) -> Steps:
+        """Put a stream into the registry: else a message could lie there and nobody look."""
+        if stream in self._registered:
+            return
+        backoff = Backoff(base=0.2, cap=2.0)
+        redirects = 0
+        while True:
+            outcome = yield Exchange(keys.STREAMS, [_register([stream])])
+            reply: Any = outcome[0] if isinstance(outcome, list) else outcome
+            if not isinstance(reply, Exception):
+                break
+            if self.servers.redirected(reply) and redirects < _MAX_REDIRECTS:
+                redirects += 1
+                continue
+            error = self._explained(reply, stream)
+            if backoff.tries + 1 >= _TRIES or not _may_pass(error):
+                raise error
+            yield backoff.next()
+        self._registered.add(stream)
 
     def _note_registered(self, streams: set[str]) -> Steps:
         # Whether it worked does not matter here: the message is in its stream, and a user who

@@ -1,5 +1,6 @@
 """wakeq publish: publish messages from the command line or from stdin."""
 
+import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 from wakeq.cli.parser import Arguments, Subparsers, add_json, name, positive, seconds
 from wakeq.cli.screen import print_json
 from wakeq.cli.session import Session
+from wakeq.cli.times import time
 from wakeq.errors import UsageError
+from wakeq.settings import Wrong, parse_duration
 
 if TYPE_CHECKING:
     from wakeq.message import Publish
@@ -21,8 +24,11 @@ _EXAMPLES = """\
   wakeq publish orders - <invoice.pdf           a body from stdin
   seq 1000 | wakeq publish orders --lines       a message for each line
   wakeq publish orders hello --dedup order-7    only once, if called again
+  wakeq publish orders hello --delay 5min       in five minutes
+  wakeq publish orders hello --at 18:00         at six, local time
 """
 _BATCH = 1000
+_LONGEST_SECONDS = 100 * 366 * 86400.0
 
 
 def add(subparsers: Subparsers) -> None:
@@ -37,6 +43,10 @@ def add(subparsers: Subparsers) -> None:
                         help="publish only if no message was with this key, lately")  # fmt: skip
     parser.add_argument("--dedup-window", metavar="SPAN", type=seconds, default=86400.0,
                         help="how long --dedup is remembered (default: 24h)")  # fmt: skip
+    parser.add_argument("--delay", metavar="SPAN", type=_delay, help="deliver it so much later")
+    parser.add_argument("--at", metavar="TIME", type=_moment,
+                        help="deliver it then: 2026-11-22 18:00, 18:00, 2026-11-22T18:00Z,"
+                        " @1795370400 or +5min")  # fmt: skip
     parser.add_argument("--count", metavar="N", type=positive, default=1,
                         help="publish the same message N times (default: 1)")  # fmt: skip
     parser.add_argument("--lines", action="store_true",
@@ -56,16 +66,12 @@ def run(session: Session, arguments: Arguments) -> int:
         with session.publisher() as publisher:
             if arguments.lines:
                 _publish_lines(publisher, arguments, fields, printer)
-            elif arguments.count > 1:
+            elif arguments.count > 1 and not _is_delayed(arguments):
                 message = _message(arguments, body, fields)
                 _publish_many(publisher, (message for _ in range(arguments.count)), printer)
             else:
-                printer.take([
-                    publisher.publish(
-                        arguments.stream, body, fields=fields, key=_raw(arguments.key),
-                        dedup=arguments.dedup, dedup_window=arguments.dedup_window,
-                    )
-                ])  # fmt: skip
+                for _ in range(arguments.count):
+                    printer.take([_publish_one(publisher, arguments, body, fields)])
     except ValueError as error:
         raise UsageError(f"publish: {error}") from None
     return 0
@@ -76,6 +82,8 @@ def _check(arguments: Arguments) -> None:
         raise UsageError("publish: the bodies come from BODY or from --lines, not from both")
     if arguments.dedup is not None and (arguments.lines or arguments.count > 1):
         raise UsageError("publish: --dedup is for one message, not for --lines or --count")
+    if arguments.delay is not None and arguments.at is not None:
+        raise UsageError("publish: --delay and --at both say when; give one of them")
     if not (arguments.body is not None or arguments.field or arguments.lines):
         raise UsageError("publish: give a BODY, - to read it from stdin, or --field K=V")
 
@@ -105,6 +113,41 @@ def _message(
     return Publish(arguments.stream, body, fields=fields, key=_raw(arguments.key))
 
 
+def _delay(text: str) -> float:
+    """Return the seconds of a time span, for argparse; years are as good as minutes."""
+    try:
+        return parse_duration(text, _LONGEST_SECONDS)
+    except Wrong as wrong:
+        raise argparse.ArgumentTypeError(str(wrong)) from None
+
+
+def _moment(text: str) -> tuple[str, float]:
+    """Return `delay` and seconds, or `at` and seconds since 1970, for argparse."""
+    if text.strip().startswith("+"):
+        return "delay", _delay(text.strip()[1:])
+    return "at", time(text)
+
+
+def _is_delayed(arguments: Arguments) -> bool:
+    return arguments.delay is not None or arguments.at is not None
+
+
+def _publish_one(
+    publisher: "Publisher",
+    arguments: Arguments,
+    body: bytes | None,
+    fields: dict[str | bytes, bytes | str | int | float],
+) -> str:
+    when = {"delay": arguments.delay}
+    if arguments.at is not None:
+        kind, of_it = arguments.at
+        when = {kind: of_it}
+    return publisher.publish(
+        arguments.stream, body, fields=fields, key=_raw(arguments.key), dedup=arguments.dedup,
+        dedup_window=arguments.dedup_window, **when,
+    )  # fmt: skip
+
+
 def _publish_many(
     publisher: "Publisher", messages: Iterable["Publish"], printer: "_Printer"
 ) -> None:
@@ -127,6 +170,10 @@ def _publish_lines(
     printer: "_Printer",
 ) -> None:
     for lines in _available_lines():
+        if _is_delayed(arguments):
+            for line in [line for line in lines for _ in range(arguments.count)]:
+                printer.take([_publish_one(publisher, arguments, line, fields)])
+            continue
         messages = (
             _message(arguments, line, fields) for line in lines for _ in range(arguments.count)
         )

@@ -1,0 +1,1 @@
+"""wakeq-delay: moves delayed messages back for delivery when they are due."""

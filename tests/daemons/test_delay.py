@@ -1,0 +1,518 @@
+"""wakeq-delay as a process: when it delivers, what it survives, what it says."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from glob import glob
+from pathlib import Path
+
+import pytest
+
+from conftest import NotifySocket
+from delay_host import DelayHost
+from redis_servers import Cluster, RedisServer, Sentinels, wait_until
+from wakeq import keys
+
+DATA, DELAYED = keys.delayed_data("orders"), keys.delayed("orders")
+RETRY = keys.retry("orders", "g")
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def host(
+    short_dir: Path, own_redis: RedisServer, notify_socket: NotifySocket
+) -> Iterator[DelayHost]:
+    host = DelayHost(short_dir, own_redis)
+    host.env |= notify_socket.env
+    yield host
+    host.close()
+
+
+def entry_ms(host: DelayHost, key: str = "orders") -> list[int]:
+    """Return when each entry was added, by the clock of Redis."""
+    return [int(entry.split(b"-")[0]) for entry, _ in host.redis.xrange(key)]
+
+
+def commands(host: DelayHost) -> int:
+    return int(host.redis.info("stats")["total_commands_processed"])
+
+
+def bell(host: DelayHost) -> int:
+    """Return the id of the connection that listens to the doorbell."""
+    (found,) = [c for c in host.redis.client_list() if c["sub"] == "1"]
+    return int(found["id"])
+
+
+# -- delivery --------------------------------------------------------------------------------
+
+
+def test_delivers_at_the_time_and_under_the_id_that_was_given(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    host.start()
+    notify_socket.wait_for("READY=1")
+    message_id = host.publish(delay=1.0)
+    wait_until(lambda: host.entries())
+    assert host.entries() == [{b"wakeq.first_id": message_id.encode(), b"body": b"x"}]
+    late_ms = entry_ms(host)[0] - int(message_id.split("-")[0]) - 1000
+    # Never early. It has 100 ms; a machine that does not run it for longer is given a second.
+    assert 0 <= late_ms < 1100
+
+
+def test_a_ring_in_the_middle_of_a_long_sleep_is_heard(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    host.publish(delay=3600)
+    host.start("--recheck", "1h")
+    notify_socket.wait_for("READY=1")
+    host.publish(body="soon", delay=0.05)
+    wait_until(lambda: [fields[b"body"] for fields in host.entries()] == [b"soon"])
+    assert host.left() == 1
+
+
+def test_a_stream_that_nobody_registered_is_found_by_its_ring_and_registered(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    host.start("--recheck", "1h")
+    notify_socket.wait_for("READY=1")
+    host.put("1-0", 1, "", "1-0", "body", "x", stream="mail")
+    host.ring("mail")
+    wait_until(lambda: host.entries("mail"))
+    wait_until(lambda: host.redis.smembers(keys.STREAMS) == {b"mail"})
+
+
+def test_finds_what_was_delayed_before_it_started(host: DelayHost) -> None:
+    host.publish(at=datetime.now(UTC) - timedelta(days=1))
+    host.fail(7)
+    host.start()
+    wait_until(lambda: host.entries() and host.entries(RETRY))
+    assert host.entries(RETRY)[0][b"wakeq.first_id"] == b"7-0"
+    assert host.left() == 0
+
+
+def test_many_streams_are_each_delivered_in_the_order_of_their_times(host: DelayHost) -> None:
+    streams = [f"s{i}" for i in range(100)]
+    now_ms = int(time.time() * 1000)
+    for stream in streams:
+        host.redis.sadd(keys.STREAMS, stream)
+        for number in (2, 0, 1):
+            first = f"{number}-0"
+            host.put(first, now_ms + number, "", first, "body", str(number), stream=stream)
+    host.start()
+    wait_until(lambda: all(host.redis.xlen(stream) == 3 for stream in streams), 30)
+    for stream in streams:
+        assert [fields[b"body"] for fields in host.entries(stream)] == [b"0", b"1", b"2"]
+
+
+def fill(host: DelayHost, count: int) -> None:
+    """Have so many messages of the same text overdue, of a stream that is registered."""
+    script = (
+        "for i = 1, tonumber(ARGV[1]) do local id = i .. '-1000000'"
+        " redis.call('HSET', KEYS[2], id, cmsgpack.pack({'', id, 'wakeq.first_id', id, 'body', 'x'}))"
+        " redis.call('ZADD', KEYS[1], 1, id) end"
+    )
+    host.redis.eval(script, 2, DELAYED, DATA, count)
+    host.redis.sadd(keys.STREAMS, "orders")
+
+
+def delivered(host: DelayHost) -> list[int]:
+    return sorted(int(fields[b"wakeq.first_id"].split(b"-")[0]) for fields in host.entries())
+
+
+def test_two_of_them_deliver_each_message_once(host: DelayHost) -> None:
+    fill(host, 20_000)
+    daemons = [host.start(), host.start()]
+    wait_until(lambda: not host.left(), 120)
+    assert delivered(host) == list(range(1, 20_001))
+    assert [daemon.stop() for daemon in daemons] == [0, 0]
+    assert len(host.entries()) == 20_000
+
+
+def test_killed_again_and_again_it_loses_and_doubles_nothing(host: DelayHost) -> None:
+    fill(host, 20_000)
+    left = [20_000]
+    while left[-1]:
+        daemon = host.start()
+        # At some point after it has begun.
+        wait_until(lambda: host.left() < left[-1] or not left[-1], 60)
+        daemon.kill()
+        left.append(host.left())
+    assert len(left) > 2, "it was never killed in the middle"
+    assert delivered(host) == list(range(1, 20_001))
+
+
+@pytest.mark.parametrize("offset", ["-1h", "+1h"])
+def test_the_clock_of_the_host_changes_nothing(
+    host: DelayHost, notify_socket: NotifySocket, offset: str
+) -> None:
+    (library,) = glob("/usr/lib/*/faketime/libfaketime.so.1")
+    message_id = host.publish(delay=1.5)
+    later = host.publish(delay=1800)
+    daemon = host.start(
+        LD_PRELOAD=library, FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1", TZ="UTC"
+    )
+    notify_socket.wait_for("READY=1")
+    wait_until(lambda: host.entries())
+    late_ms = entry_ms(host)[0] - int(message_id.split("-")[0]) - 1500
+    assert 0 <= late_ms < 1100
+    assert host.redis.hkeys(DATA) == [later.encode()]
+    # Its clock is wrong indeed: its log says so.
+    host.redis.client_kill_filter(_id=bell(host))
+    daemon.wait_log("Redis is back")
+    (line,) = [line for line in daemon.lines if "Redis is back" in line]
+    shown = datetime.strptime(line[:8], "%H:%M:%S").replace(tzinfo=UTC)
+    off = (shown - datetime.now(UTC)).total_seconds() % 86400
+    assert min(abs(off - 3600), abs(off - 82_800)) < 60
+
+
+# -- hints that are lost ---------------------------------------------------------------------
+
+
+def test_a_lost_subscription_is_noticed_and_everything_looked_at_again(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    daemon = host.start("--recheck", "1h")
+    notify_socket.wait_for("READY=1")
+    host.redis.sadd(keys.STREAMS, "orders")
+    listener = bell(host)
+    pipeline = host.redis.pipeline()
+    pipeline.execute_command("CLIENT", "KILL", "ID", listener)
+    # Nobody rings for it.
+    pipeline.eval(
+        "redis.call('HSET', KEYS[2], '1-0', cmsgpack.pack({'', '1-0', 'body', 'x'}))"
+        " redis.call('ZADD', KEYS[1], 1, '1-0')", 2, DELAYED, DATA,
+    )  # fmt: skip
+    pipeline.execute()
+    wait_until(lambda: host.entries())
+    assert daemon.count("Redis was lost") == 1
+    daemon.wait_log("Redis is back")
+    host.publish(body="heard", delay=0.01)
+    wait_until(lambda: len(host.entries()) == 2)
+
+
+def test_who_may_not_ring_is_served_at_the_recheck(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    host.redis.execute_command("ACL", "SETUSER", "shy", "on", ">pw", "~*", "+@all", "resetchannels")
+    host.start("--recheck", "1s")
+    notify_socket.wait_for("READY=1")
+    host.url = host.url.replace("unix://", "unix://shy:pw@")
+    host.publish(delay=0.1)
+    wait_until(lambda: host.entries())
+
+
+def test_the_server_may_close_the_idle_connection(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    daemon = host.start("--recheck", "1h")
+    notify_socket.wait_for("READY=1")
+    first = host.publish(delay=2)
+    idle = [c for c in host.redis.client_list() if c["name"] == "wakeq-delay" and c["sub"] == "0"]
+    time.sleep(1.2)  # the pause is what makes it idle
+    for client in idle:
+        host.redis.client_kill_filter(_id=client["id"])
+    wait_until(lambda: host.entries())
+    assert 0 <= entry_ms(host)[0] - int(first.split("-")[0]) - 2000
+    assert not daemon.lines
+
+
+# -- what is wrong with messages and streams -------------------------------------------------
+
+
+def test_foreign_garbage_holds_up_nobody_and_is_told_once(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    host.redis.sadd(keys.STREAMS, "orders", "broken", b"\xff", "")
+    host.redis.zadd(DELAYED, {"1-0": 1, "gone-0": 2, b"\xfe": 3, "1-5@g": 1})
+    host.redis.hset(DATA, mapping={"1-0": b"garbage", "1-5@g": b"\xc1", "stray-0": b"x"})
+    host.redis.set(keys.delayed("broken"), "a string")
+    daemon = host.start("--recheck", "1s")
+    notify_socket.wait_for("READY=1")
+    host.publish(delay=0.01)
+    wait_until(lambda: len(host.entries()) == 1)
+    daemon.wait_log("a stream cannot be looked at")
+    daemon.wait_log("delivery was put off", 2)
+    daemon.wait_log("a delayed message was dropped", 3)
+    before = commands(host)
+    wait_until(lambda: commands(host) > before + 10)  # looked at again, maybe more than once
+    assert len(daemon.lines) == 6
+    assert set(host.redis.hkeys(DATA)) == {b"1-0", b"1-5@g"}
+    (line,) = [line for line in daemon.lines if "message_id=stray-0" in line]
+    assert "nothing says when it is due" in line
+
+
+def test_a_stream_that_is_none_holds_up_only_its_own_messages(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    host.redis.set(RETRY, "a string")
+    host.fail(7)
+    daemon = host.start()
+    notify_socket.wait_for("READY=1")
+    host.publish(delay=0.01)
+    wait_until(lambda: host.entries())
+    (line,) = daemon.lines
+    assert "delivery was put off" in line
+    assert "message_id=7-0" in line
+    assert "group=g" in line
+    assert f"{RETRY}: WRONGTYPE" in line
+    host.redis.delete(RETRY)
+    host.redis.zadd(DELAYED, {"7-0@g": 1})
+    host.ring()
+    wait_until(lambda: host.entries(RETRY))
+
+
+def test_logs_each_message_for_who_follows_it(host: DelayHost) -> None:
+    host.fail(7)
+    daemon = host.start("--log-level", "debug")
+    message_id = host.publish(delay=0.01)
+    daemon.wait_log("delayed message was delivered")
+    daemon.wait_log("message was delivered again")
+    assert daemon.count(f"message_id={message_id}") == 1
+    assert daemon.count("stream=orders group=g message_id=7-0 entry=") == 1
+
+
+# -- Redis is away, or refuses ---------------------------------------------------------------
+
+
+def test_redis_that_is_away_is_waited_for(
+    host: DelayHost, own_redis: RedisServer, notify_socket: NotifySocket
+) -> None:
+    own_redis.stop()
+    host.start()
+    notify_socket.wait_for("STATUS=")
+    assert "READY=1" not in notify_socket.messages
+    own_redis.start()
+    notify_socket.wait_for("READY=1", 20)
+
+
+def test_it_gives_up_after_the_start_timeout(host: DelayHost, own_redis: RedisServer) -> None:
+    own_redis.stop()
+    daemon = host.start("--start-timeout", "300ms")
+    assert daemon.wait_exit() == 69
+    assert "cannot be reached" in daemon.lines[-1]
+
+
+def test_redis_that_is_lost_is_told_once_and_taken_up_again(
+    host: DelayHost, own_redis: RedisServer, notify_socket: NotifySocket
+) -> None:
+    daemon = host.start()
+    notify_socket.wait_for("READY=1")
+    own_redis.kill()
+    daemon.wait_log("Redis was lost")
+    before = len(notify_socket.messages)
+    wait_until(lambda: sum("try" in line for line in notify_socket.messages[before:]) >= 3)
+    own_redis.start()
+    daemon.wait_log("Redis is back")
+    host.redis = own_redis.client()
+    host.publish(delay=0.01)
+    wait_until(lambda: host.entries())
+    assert len(daemon.lines) == 2
+
+
+@pytest.mark.parametrize("readonly", [True, False], ids=["READONLY", "OOM"])
+def test_a_server_that_cannot_write_is_waited_for(
+    host: DelayHost, notify_socket: NotifySocket, readonly: bool
+) -> None:
+    daemon = host.start("--recheck", "1s")
+    notify_socket.wait_for("READY=1")
+    host.publish(delay=0.5)
+    if readonly:
+        host.redis.slaveof("127.0.0.1", 1)
+    else:
+        host.redis.config_set("maxmemory", 1)
+    daemon.wait_log("Redis was lost")
+    host.redis.slaveof()
+    host.redis.config_set("maxmemory", 0)
+    daemon.wait_log("Redis is back")
+    wait_until(lambda: host.entries())
+    assert daemon.count("Redis was lost") == 1
+
+
+def test_a_user_without_rights_is_told_so(host: DelayHost) -> None:
+    host.redis.execute_command("ACL", "SETUSER", "poor", "on", ">pw", "~*", "+@connection")
+    host.env["WAKEQ_REDIS_URL"] = host.url.replace("unix://", "unix://poor:pw@")
+    daemon = host.start()
+    assert daemon.wait_exit() == 77
+    assert "does not permit this user" in daemon.lines[-1]
+
+
+# -- its life --------------------------------------------------------------------------------
+
+
+def test_says_how_things_are(host: DelayHost, notify_socket: NotifySocket) -> None:
+    host.start()
+    notify_socket.wait_for("READY=1")
+    notify_socket.wait_for("STATUS=0 delayed in 0 streams, 0 moved, 0/s")
+    host.publish(delay=3600)
+    host.publish(delay=0.01)
+    wait_until(lambda: any("1 delayed in 1 streams, next due in" in line and "1 moved" in line
+                           for line in notify_socket.messages))  # fmt: skip
+
+
+def test_at_rest_it_asks_nothing(host: DelayHost, notify_socket: NotifySocket) -> None:
+    host.publish(delay=3600)
+    host.start("--recheck", "1h")
+    notify_socket.wait_for("READY=1")
+    notify_socket.wait_for("STATUS=")
+    before = commands(host)
+    time.sleep(1)  # what is measured is a second of nothing
+    assert commands(host) == before + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stops_at_once(
+    host: DelayHost, notify_socket: NotifySocket, number: signal.Signals
+) -> None:
+    host.publish(delay=3600)
+    daemon = host.start()
+    notify_socket.wait_for("READY=1")
+    daemon.process.send_signal(number)
+    assert daemon.wait_exit() == 0
+    notify_socket.wait_for("STOPPING=1")
+    assert not daemon.lines
+
+
+def test_stops_while_there_is_a_backlog(host: DelayHost, notify_socket: NotifySocket) -> None:
+    fill(host, 50_000)
+    daemon = host.start()
+    wait_until(lambda: host.left() < 50_000)
+    assert daemon.stop() == 0
+    left = host.left()
+    assert left > 0, "all was moved before it was stopped"
+    assert len(host.entries()) == 50_000 - left
+
+
+def test_feeds_the_watchdog_while_it_makes_progress(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    daemon = host.start(WATCHDOG_USEC="200000")
+    notify_socket.wait_for("READY=1")
+    for _ in range(3):
+        notify_socket.wait_for("WATCHDOG=1", after=len(notify_socket.messages))
+    # A server that does not answer holds it up, and with it the watchdog.
+    assert daemon.stop() == 0
+
+
+def test_reads_its_configuration_again(host: DelayHost, notify_socket: NotifySocket) -> None:
+    host.configure('[delay]\nrecheck = "1h"\n')
+    daemon = host.start()
+    notify_socket.wait_for("READY=1")
+    host.configure("[delay]\nrecheck = 0\n")
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    daemon.wait_log("nothing was reloaded")
+    assert daemon.count("recheck must be at least 1s") == 1
+    host.configure('log_level = "debug"\n[delay]\nrecheck = "2s"\n')
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    daemon.wait_log("configuration was read again")
+    host.publish(delay=0.01)
+    daemon.wait_log("delayed message was delivered")
+
+
+def test_refuses_a_wrong_configuration(host: DelayHost) -> None:
+    host.configure('[delay]\nrecheckk = "1h"\n')
+    daemon = host.start()
+    assert daemon.wait_exit() == 78
+    assert "unknown setting 'recheckk' (did you mean 'recheck'?)" in daemon.lines[-1]
+
+
+# -- several servers -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(short_dir: Path) -> Iterator[Cluster]:
+    directory = short_dir / "c"
+    directory.mkdir()
+    cluster = Cluster(directory)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+
+
+def on_each(cluster: Cluster) -> list[str]:
+    """Return a stream of each node."""
+    names: dict[int, str] = {}
+    for number in itertools.count():
+        names.setdefault(cluster.owner(f"s{number}"), f"s{number}")
+        if len(names) == 3:
+            return [names[index] for index in range(3)]
+
+
+def length(cluster: Cluster, stream: str) -> int:
+    return int(cluster.nodes[cluster.owner(stream)].ask("XLEN", stream))
+
+
+def test_on_a_cluster_it_delivers_on_every_node(
+    short_dir: Path, cluster: Cluster, notify_socket: NotifySocket
+) -> None:
+    streams = on_each(cluster)
+    host = DelayHost(short_dir, cluster.nodes[0], cluster.url())
+    host.env |= notify_socket.env
+    try:
+        host.publish(streams[0], delay=0.2)
+        daemon = host.start("--recheck", "1h")
+        notify_socket.wait_for("READY=1")
+        for stream in streams:
+            host.publish(stream, delay=0.2)
+        wait_until(lambda: [length(cluster, stream) for stream in streams] == [2, 1, 1], 20)
+        cluster.move(streams[1], cluster.owner(streams[2]))
+        host.publish(streams[1], delay=0.2)
+        wait_until(lambda: length(cluster, streams[1]) == 2, 20)
+        assert not daemon.lines
+    finally:
+        host.close()
+
+
+def test_a_node_of_a_cluster_that_is_gone_holds_up_no_other(
+    short_dir: Path, cluster: Cluster, notify_socket: NotifySocket
+) -> None:
+    for node in cluster.nodes:
+        node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    streams = on_each(cluster)
+    registry = cluster.owner(keys.STREAMS)
+    gone, stays = [index for index in range(3) if index != registry]
+    host = DelayHost(short_dir, cluster.nodes[registry], cluster.url(registry, stays))
+    host.env |= notify_socket.env
+    try:
+        for stream in streams:
+            host.publish(stream, delay=1.5)
+        daemon = host.start("--recheck", "1s")
+        notify_socket.wait_for("READY=1")
+        cluster.nodes[gone].kill()
+        wait_until(lambda: length(cluster, streams[stays]) == 1, 20)
+        daemon.wait_log("Redis was lost")
+    finally:
+        host.close()
+
+
+def test_after_a_failover_it_goes_on_with_the_new_master(
+    short_dir: Path, notify_socket: NotifySocket
+) -> None:
+    directory = short_dir / "s"
+    directory.mkdir()
+    sentinels = Sentinels(directory)
+    sentinels.start()
+    host = DelayHost(short_dir, sentinels.master, sentinels.url)
+    host.env |= notify_socket.env
+    try:
+        daemon = host.start("--recheck", "1h")
+        notify_socket.wait_for("READY=1")
+        host.publish(delay=0.1)
+        wait_until(lambda: host.entries())
+        host.publish(body="later", delay=3600)
+        host.redis.execute_command("WAIT", 2, 5000)
+        port = sentinels.master_port
+        sentinels.master.kill()
+        sentinels.await_failover(port)
+        daemon.wait_log("Redis is back", deadline_s=30)
+        host.redis = sentinels.master.client()
+        host.publish(body="new", delay=0.1)
+        wait_until(lambda: len(host.entries()) == 2, 20)
+        assert host.left() == 1
+    finally:
+        host.close()
+        sentinels.stop()
