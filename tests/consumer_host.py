@@ -13,8 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from redis_servers import RedisServer, wait_until
+from wakeq import keys
+from wakeq.redis_url import RedisURL
+from wakeq.scripts import Script
+from wakeq.wire import Connection
 
 HOST = os.uname().nodename
+
+# What is packed for each delayed message, the first one that is due first.
+_UNPACK = """
+local all = {}
+for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  all[#all + 1] = cmsgpack.unpack(redis.call('HGET', KEYS[2], member))
+end
+return all
+"""
 
 # What every handler of a test has: `record(word, …)` adds a line to a file that the test reads.
 PRELUDE = """
@@ -23,6 +36,24 @@ _fd = _os.open({record!r}, _os.O_WRONLY | _os.O_APPEND | _os.O_CREAT)
 def record(*words):
     _os.write(_fd, " ".join(map(str, words)).encode() + b"\\n")
 """
+
+
+class Delayed:
+    """A delayed message.
+
+    Attributes:
+        member: what it is called among the delayed ones.
+        due_ms: when it is due.
+        group: whose retry it is; empty: it goes to the stream.
+        id: its first id.
+        fields: all its fields, ours among them.
+    """
+
+    def __init__(self, member: str, due_ms: int, items: list[bytes]) -> None:
+        self.member = member
+        self.due_ms = due_ms
+        self.group, self.id = items[0].decode(), items[1].decode()
+        self.fields = dict(zip(items[2::2], items[3::2], strict=True))
 
 
 class ConsumerProcess:
@@ -289,6 +320,46 @@ class ConsumerHost:
         prefix = f"wakeq:{stream}" if "{" in stream else f"wakeq:{{{stream}}}"
         raw = self.redis.hgetall(f"{prefix}:stats:{group}")
         return {key.decode(): value.decode() for key, value in raw.items()}
+
+    def delayed(self, stream: str = "orders") -> list[Delayed]:
+        """Return the delayed messages, the first one that is due first."""
+        names = (keys.delayed(stream), keys.delayed_data(stream))
+        due = self.redis.zrange(names[0], 0, -1, withscores=True)
+        packed = self.redis.eval(_UNPACK, 2, *names)
+        assert self.redis.hlen(names[1]) == len(due) == len(packed)
+        return [
+            Delayed(member.decode(), int(score), items)
+            for (member, score), items in zip(due, packed, strict=True)
+        ]
+
+    def dead(self, stream: str = "orders", group: str = "orders") -> list[dict[bytes, bytes]]:
+        """Return the dead letters of a group."""
+        return [fields for _, fields in self.redis.xrange(keys.dead(stream, group))]
+
+    def deliver(self, stream: str = "orders") -> int:
+        """Deliver all delayed messages, as if all were due; return how many."""
+        names = [stream, keys.delayed(stream), keys.delayed_data(stream), keys.repairs(stream)]
+        for member in self.redis.zrange(names[1], 0, -1):
+            self.redis.zadd(names[1], {member: 0}, xx=True)
+        connection = Connection(RedisURL(self.env["WAKEQ_REDIS_URL"]), "wakeq-test")
+        connection.connect()
+        try:
+            arguments = [keys.retry(stream, ""), 1000, 1000, 0, 0]
+            reply = Script("deliver").call(connection, names, arguments)  # type: ignore[arg-type]
+        finally:
+            connection.close()
+        assert reply[6] == [], "troubles"
+        return int(reply[5])
+
+    def wait_failed(
+        self, count: int, deadline_s: float = 10, stream: str = "orders", group: str = "orders"
+    ) -> None:
+        """Wait until so many messages have failed and are no longer pending for that."""
+        wait_until(
+            lambda: int(self.stats(stream, group).get("failed", 0)) >= count,
+            deadline_s,
+            f"{count} failed; the consumers printed:\n{self.output}",
+        )
 
     def alive(
         self, name: str = "orders", stream: str = "orders", group: str = "orders"

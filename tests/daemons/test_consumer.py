@@ -84,7 +84,8 @@ def handle(messages):
     consumer = host.start()
     consumer.wait_log("one is bad")
     wait_until(lambda: host.stats().get("handled") == "1")
-    assert host.pending() == 1
+    assert host.pending() == 0
+    assert [message.id for message in host.delayed()] == [bad.decode()]
     assert host.stats()["failed"] == "1"
     assert bad.decode() in consumer.output
 
@@ -240,7 +241,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("what", FAILURES)
 @pytest.mark.parametrize("kind", ["def", "async def"])
-def test_a_failed_message_is_logged_and_stays_pending(
+def test_a_failed_message_is_logged_and_neither_pending_nor_lost(
     host: ConsumerHost, what: str, kind: str
 ) -> None:
     action, said = FAILURES[what]
@@ -256,12 +257,17 @@ import wakeq, sys, asyncio
     consumer = host.start()
     consumer.wait_log(said)
     wait_until(lambda: host.stats().get("handled") == "2")
-    assert [each["message_id"] for each in host.redis.xpending_range(
-        "orders", "orders", "-", "+", 9)] == [bad]  # fmt: skip
+    host.wait_failed(1)
+    host.wait_pending(0)
+    (event,) = host.dead() if what == "reject" else [d.fields for d in host.delayed()]
+    assert (event[b"wakeq.first_id"], event[b"body"]) == (bad, b"bad")
+    assert len(host.dead()) + len(host.delayed()) == 1
     assert consumer.stop() == 0
-    (line,) = [line for line in consumer.lines if "message failed" in line]
+    words = "message is dead" if what == "reject" else "message failed"
+    (line,) = [line for line in consumer.lines if words in line]
     assert f"message_id={bad.decode()}" in line
     assert "attempt=1" in line
+    assert ("retry_in=" in line) == (what != "reject")
     assert host.stats()["failed"] == "1"
     assert not host.redis.exists("b")
     assert consumer.count("handled=2 failed=1") == 1
@@ -279,7 +285,7 @@ def test_the_traceback_of_a_failed_message_shows_the_handler_alone(host: Consume
     assert all("shop.py" in frame for frame in frames)
 
 
-def test_a_failed_message_is_tried_again_at_the_next_start(host: ConsumerHost) -> None:
+def test_a_failed_message_is_tried_again_when_it_is_delivered_again(host: ConsumerHost) -> None:
     code = """
 import os.path
 def handle(message):
@@ -290,12 +296,16 @@ def handle(message):
     host.publish("a", "b")
     consumer = host.start()
     consumer.wait_log("not yet", times=2)
+    host.wait_failed(2)
+    host.wait_pending(0)
     consumer.stop()
-    assert host.pending() == 2
+    assert host.deliver() == 2
     (host.directory / "good").touch()
     host.start()
-    host.wait_done()
-    assert host.records == ["a", "b", "a", "b"]
+    wait_until(lambda: host.stats().get("handled") == "2")
+    assert host.records[:2] == ["a", "b"]
+    assert sorted(host.records[2:]) == ["a", "b"]
+    assert host.redis.xlen(RETRY) == 0
 
 
 # -- what a message has ---------------------------------------------------------------------------
@@ -480,7 +490,8 @@ def handle(message): return [Publish("mail", "x"), Publish("bills", "x")]
     consumer.wait_log("WRONGTYPE bills is a string, not a stream")
     assert consumer.count(entry_id.decode()) == 1
     wait_until(lambda: host.stats().get("failed") == "1")
-    assert host.pending() == 1
+    assert host.pending() == 0
+    assert [message.id for message in host.delayed()] == [entry_id.decode()]
     assert not host.redis.exists("mail")
     assert "handled" not in host.stats()
     # It is the target that was wrong, not the consumer: that goes on.
@@ -506,8 +517,9 @@ def handle(message):
     host.configure(handler=host.handler(code), concurrency=4)
     host.publish(*range(1000))
     consumer = host.start()
-    host.wait_pending(100)
-    wait_until(lambda: host.stats().get("failed") == "100")
+    host.wait_failed(100)
+    host.wait_done()
+    assert len(host.delayed()) == 100
     assert host.stats()["handled"] == "900"
     assert host.stats()["published"] == "100"
     assert consumer.stop() == 0

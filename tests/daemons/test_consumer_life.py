@@ -94,7 +94,7 @@ def test_says_with_figures_what_it_does(host: ConsumerHost, notify_socket: Notif
         return any(re.fullmatch(f"STATUS={pattern}", line) for line in notify_socket.messages)
 
     wait_until(lambda: status(r"handling: \d+ in hand, \d+ handled, 1 failed, \d+/s"))
-    host.wait_pending(1)
+    host.wait_done()
     wait_until(lambda: status(r"idle: 0 in hand, 149 handled, 1 failed(, \d+/s)?"))
     consumer.stop()
     assert status("draining") or status("draining: .*")

@@ -135,7 +135,10 @@ def test_a_message_that_no_program_can_be_given_fails_alone(host: ConsumerHost) 
     assert host.wait_records(1) == ["next"]
     consumer.wait_log("Argument list too long")
     wait_until(lambda: host.stats().get("handled") == "1")
-    assert host.pending() == 1
+    host.wait_failed(1)
+    assert host.pending() == 0
+    (failed,) = host.delayed()
+    assert len(failed.fields[b"f59"]) == 120_000
 
 
 def test_a_program_does_not_get_what_systemd_gave_the_consumer(
@@ -178,11 +181,17 @@ def test_a_program_that_does_not_exit_with_0_has_failed(
     consumer = host.start()
     consumer.wait_log(said)
     wait_until(lambda: host.stats().get("handled") == "1")
-    (line,) = [line for line in consumer.lines if "message failed" in line]
+    host.wait_failed(1)
+    host.wait_pending(0)
+    is_dead = said.startswith("Reject")
+    words = "message is dead" if is_dead else "message failed"
+    (line,) = [line for line in consumer.lines if words in line]
     assert bad.decode() in line
-    assert host.stats()["failed"] == "1"
-    (pending,) = host.redis.xpending_range("orders", "orders", "-", "+", 9)
-    assert pending["message_id"] == bad
+    fields = [*host.dead(), *(message.fields for message in host.delayed())]
+    assert [each[b"wakeq.error"].decode() for each in fields] == [said]
+    assert len(host.dead()) == is_dead
+    assert fields[0][b"wakeq.first_id"] == bad
+    assert b"wakeq.traceback" not in fields[0]
     assert consumer.stop() == 0
     assert consumer.count("Traceback") == 0
 
@@ -229,8 +238,9 @@ echo begun >> "$RECORD"; sleep 60 & wait"""
     consumer = host.start()
     consumer.wait_log("TimedOut: took longer than timeout allows")
     assert host.records == ["begun", "terminated"]
-    wait_until(lambda: host.stats().get("failed") == "1")
-    assert host.pending() == 1
+    host.wait_failed(1)
+    assert host.pending() == 0
+    assert len(host.delayed()) == 1
     assert consumer.stop() == 0
 
 

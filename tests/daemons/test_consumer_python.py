@@ -128,7 +128,8 @@ def test_runs_the_handler_in_the_applications_environment(host: ConsumerHost) ->
     python = make_venv(host)
     host.publish("a", "bad")
     consumer = start_in(host, python)
-    host.wait_pending(1)
+    host.wait_failed(1)
+    host.wait_done()
     assert host.wait_records(4)[:2] == [str(python.parents[1]), "of the application"]
     wait_until(lambda: host.redis.xlen("out") == 1)
     # The log needs packages that the environment does not have either.

@@ -19,6 +19,7 @@ from wakeq.wire import Connection, ServerError
 S, G = "orders", "g"
 RETRY = keys.retry(S, G)
 STATS = keys.stats(S, G)
+PAUSED = keys.paused(S)
 HANDED_BACK_MS = 2**31 - 1
 DAY_MS = 24 * 3600 * 1000
 
@@ -126,9 +127,11 @@ def three_pending(client: Any, consumer: str = "c", stream: str = S) -> list[str
 
 
 @pytest.fixture
-def ensure(run: Run) -> Callable[..., str]:
+def ensure(run: Run, client: Any) -> Callable[..., str]:
     def ensure(start: str = "0", position: str = "") -> str:
-        return str(run("ensure_group", [S, RETRY, STATS], [G, start, position]).decode())
+        made, paused = run("ensure_group", [S, RETRY, STATS, PAUSED], [G, start, position])
+        assert paused == client.exists(PAUSED)
+        return str(made.decode())
 
     return ensure
 
@@ -229,6 +232,15 @@ def test_ensure_group_survives_a_position_that_is_none(ensure: Run, client: Any)
     assert ensure("0") == "0"
 
 
+def test_ensure_group_tells_of_a_pause(run: Run, client: Any) -> None:
+    names, arguments = [S, RETRY, STATS, PAUSED], [G, "0", ""]
+    assert run("ensure_group", names, arguments) == [b"0", 0]
+    client.set(PAUSED, "1700000000000 by hand")
+    assert run("ensure_group", names, arguments) == [b"", 1]
+    client.delete(PAUSED)
+    assert run("ensure_group", names, arguments) == [b"", 0]
+
+
 # -- join, leave -------------------------------------------------------------------------------
 
 
@@ -243,7 +255,7 @@ def join(run: Run) -> Callable[..., str]:
 @pytest.fixture
 def leave(run: Run) -> Callable[..., int]:
     def leave(process: str, ring: str = "") -> int:
-        return int(run("leave", [alive("c"), RETRY], [process, ring]))
+        return int(run("leave", [alive("c"), RETRY, keys.owner(S, G)], [process, ring, ""]))
 
     return leave
 
@@ -383,7 +395,7 @@ def claim(run: Run) -> Callable[..., list[str]]:
     ) -> list[str]:
         names = [S, *map(alive, gone)]
         entries = run("claim", names, [G, me, idle_ms, count, forget_ms, *gone])
-        return [entry_id.decode() for entry_id, _ in entries]
+        return [entry_id.decode() for entry_id, _, _ in entries]
 
     return claim
 
@@ -400,7 +412,18 @@ def test_claim_gives_the_fields(run: Run, client: Any) -> None:
     client.xadd(S, {"a": b"\0\xff", "b": ""}, id="1-0")
     read(client, "c")
     entries = run("claim", [S, alive("c")], [G, "me", 0, 10, DAY_MS, "c"])
-    assert entries == [[b"1-0", [b"a", b"\0\xff", b"b", b""]]]
+    assert entries == [[b"1-0", [b"a", b"\0\xff", b"b", b""], 2]]
+
+
+def test_claim_tells_how_often_each_message_was_delivered(run: Run, client: Any) -> None:
+    three_pending(client)
+    client.xreadgroup(G, "c", {S: "1-0"})
+    client.xclaim(S, G, "c", 0, ["3-0"], retrycount=8)
+    names, arguments = [S, alive("c")], [G, "me", 0, 2, DAY_MS, "c"]
+    first = run("claim", names, arguments)
+    assert [(entry_id, times) for entry_id, _, times in first] == [(b"1-0", 2), (b"2-0", 3)]
+    assert [times for _, _, times in run("claim", names, arguments)] == [9]
+    assert counts(client) == {"1-0": 2, "2-0": 3, "3-0": 9}
 
 
 def test_claim_takes_nothing_from_a_consumer_that_lives(claim: Run, client: Any) -> None:
@@ -754,10 +777,10 @@ def test_a_consumer_can_start_and_go_on_when_memory_is_full(
     run = runner(full(), way)
     assert run("join", [alive("new")], ["p1", "", 30_000]) == b""
     assert run("join", [alive("new")], ["p1", "", 30_000]) == b""
-    assert run("ensure_group", [S, RETRY, STATS], [G, "0", ""]) == b""
+    assert run("ensure_group", [S, RETRY, STATS, PAUSED], [G, "0", ""]) == [b"", 0]
     assert len(run("claim", [S, alive("c")], [G, "new", 0, 10, DAY_MS, "c"])) == 3
     assert run("set_idle", [S], [G, "new", HANDED_BACK_MS, "1-0"]) == []
-    assert run("leave", [alive("new"), RETRY], ["p1", "new"]) == 1
+    assert run("leave", [alive("new"), RETRY, keys.owner(S, G)], ["p1", "new", ""]) == 1
     assert client.xlen(RETRY) == 1
 
 
@@ -796,8 +819,9 @@ def test_one_of_many_processes_joins(redis: RedisServer, client: Any, dead: str)
 def test_one_of_many_makes_the_group(redis: RedisServer, client: Any) -> None:
     add(client, S, "1-0", "2-0")
     client.hset(STATS, "position", "1-0")
-    answers = at_once(redis, 8, lambda run, _: run("ensure_group", [S, RETRY, STATS], [G, "0", ""]))
-    assert sorted(answers) == [b""] * 7 + [b"1-0"]
+    names = [S, RETRY, STATS, PAUSED]
+    answers = at_once(redis, 8, lambda run, _: run("ensure_group", names, [G, "0", ""]))
+    assert sorted(answers) == [[b"", 0]] * 7 + [[b"1-0", 0]]
 
 
 def test_each_message_is_claimed_by_one(redis: RedisServer, client: Any) -> None:
@@ -810,7 +834,7 @@ def test_each_message_is_claimed_by_one(redis: RedisServer, client: Any) -> None
         8,
         lambda run, index: run("claim", [S, alive("c")], [G, f"n{index}", 1000, 30, DAY_MS, "c"]),
     )
-    claimed = [entry_id.decode() for entries in answers for entry_id, _ in entries]
+    claimed = [entry_id.decode() for entries in answers for entry_id, _, _ in entries]
     assert sorted(claimed) == sorted(ids)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from wakeq.config import Consumer as Settings
 from wakeq.consumer import process
-from wakeq.consumer.acknowledger import Acknowledger
+from wakeq.consumer.acknowledger import Acknowledger, Failure
 from wakeq.consumer.hand import RETRY, STREAM, Hand, Member
 from wakeq.consumer.handler import Handler, batch, load
 from wakeq.consumer.program import Runner
@@ -135,24 +135,88 @@ def test_sends_at_most_a_thousand_together() -> None:
 
 def test_what_was_not_confirmed_is_sent_again() -> None:
     some, hand, channel = acknowledger()
-    joint, plain = message(1), message(2)
-    hand.take([joint, plain])
+    joint, plain, failed, dead = map(message, range(1, 5))
+    hand.take([joint, plain, failed, dead])
     some.add_ids(STREAM, [b"2-0"])
     some.add_joint([joint], [Publish("mail", "x")])
     some.discard(RETRY, [b"9-0"])
-    some.count_failure()
+    some.add_failure(Failure(failed, 1500, [b"body", b"x"]))
+    some.add_failure(Failure(dead, -1, [b"body", b"x"]))
     some.send(channel, b"")  # type: ignore[arg-type]
     first = list(channel.asked)
     some.lost()
     assert some.has_ready
+    assert some.unsettled == {joint, failed, dead}
     again = FakeChannel()
     some.send(again, b"")  # type: ignore[arg-type]
     assert again.asked == first
     while not some.is_settled:
         again.answer(1)
-    assert not hand.holds(plain)
+    assert not any(map(hand.holds, (joint, plain, failed, dead)))
+    assert not some.unsettled
     some.lost()
     assert some.is_settled
+
+
+def test_moves_failed_messages_together_but_each_stream_by_itself() -> None:
+    some, hand, channel = acknowledger()
+    messages = [message(1), message(2, RETRY, b"wakeq.first_id", b"0-7"), message(3)]
+    hand.take(messages)
+    for failed, delay_ms in zip(messages, (1500, 0, -1), strict=True):
+        some.add_failure(Failure(failed, delay_ms, [b"body", b"x"]))
+    some.send(channel, b"3-0")  # type: ignore[arg-type]
+    prefix = "wakeq:{orders}"
+    stats, retry = f"{prefix}:stats:billing", f"{prefix}:retry:billing"
+    targets = (f"{prefix}:delayed", f"{prefix}:delayed:data", f"{prefix}:dead:billing")
+    head = ("billing", "me")
+    tail = (b"3-0", "orders", "wakeq:doorbell")
+    item = (2, b"body", b"x")
+    both = (b"1-0", "1-0", 1500, *item, b"3-0", "3-0", -1, *item)
+    assert channel.asked == [
+        ("fail", "orders", stats, *targets, *head, 0, *tail, *both),
+        ("fail", retry, stats, *targets, *head, 1, *tail, b"2-0", "0-7", 0, *item),
+    ]
+    assert hand.holds(messages[0]), "a read of the own pending would return it"
+    channel.answer([1, 0])
+    assert [hand.holds(each) for each in messages] == [False, True, False]
+    channel.answer([1])
+    assert some.is_settled
+    assert not hand.holds(messages[1])
+
+
+def test_moves_few_failed_messages_together_when_they_are_large() -> None:
+    some, _, channel = acknowledger()
+    for number in range(1, 251):
+        some.add_failure(Failure(message(number), 0, [b"body", b"x"]))
+    some.send(channel, b"")  # type: ignore[arg-type]
+    assert [(len(command) - 12) / 6 for command in channel.asked] == [100, 100, 50]
+    some, _, channel = acknowledger()
+    for number in range(1, 6):
+        some.add_failure(Failure(message(number), 0, [b"body", b"x" * 600_000]))
+    some.send(channel, b"")  # type: ignore[arg-type]
+    assert [(len(command) - 12) / 6 for command in channel.asked] == [2, 2, 1]
+
+
+def test_says_which_keys_may_be_somebody_elses_when_a_failed_message_cannot_be_moved() -> None:
+    some, _, channel = acknowledger()
+    some.add_failure(Failure(message(1), -1, [b"body", b"x"]))
+    some.send(channel, b"")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"wakeq:{orders}:dead:billing holds"):
+        channel.answer(ServerError("WRONGTYPE Operation against a key"))
+
+
+@pytest.mark.parametrize("code", ["OOM", "NOGROUP", "LOADING"])
+def test_a_failed_message_stays_in_hand_when_it_could_not_be_moved(code: str) -> None:
+    some, hand, channel = acknowledger()
+    failed = message(1)
+    hand.take([failed])
+    some.add_failure(Failure(failed, 0, [b"body", b"x"]))
+    some.send(channel, b"")  # type: ignore[arg-type]
+    with pytest.raises(ServerError, match=code):
+        channel.answer(ServerError(f"{code} no"))
+    some.lost()
+    assert hand.holds(failed)
+    assert some.has_ready
 
 
 def test_entries_that_are_no_messages_do_not_count() -> None:
