@@ -184,6 +184,15 @@ def test_ids_of_64_bits_are_told_apart(
     assert trimming.ids() == ids[1:]
 
 
+def test_groups_whose_ids_are_next_to_each_other_are_told_apart(trimming: Trimming) -> None:
+    # As numbers of 53 bits, what these two need would be the same.
+    for sequence in (2**53 + 2, 2**53 + 3, 2**53 + 4):
+        trimming.client.xadd(S, {"a": "b"}, id=f"5-{sequence}")
+    trimming.group("a", f"5-{2**53 + 3}")
+    trimming.group("b", f"5-{2**53 + 2}")
+    assert trimming.whole() == (1, 0, 2)
+
+
 def test_the_last_id_that_there_is_has_none_after_it(trimming: Trimming) -> None:
     trimming.client.xadd(S, {"a": "b"}, id="1-0")
     trimming.client.xadd(S, {"a": "b"}, id=f"{MOST}-{MOST}")

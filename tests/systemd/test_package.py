@@ -66,7 +66,8 @@ def test_the_package_has_what_it_is_made_of(package: Path) -> None:
     for module in (path for path in modules if path.suffix in {".py", ".lua"}):
         name = module.relative_to(ROOT / "daemons")
         assert f"/lib/python3/dist-packages/{name}" in files
-    assert {"/usr/bin/wakeq", "/usr/bin/wakeq-consumer", "/usr/bin/wakeq-wakeup"} <= files
+    programs = ("wakeq", "wakeq-consumer", "wakeq-trim", "wakeq-wakeup")
+    assert {f"/usr/bin/{name}" for name in programs} <= files
     assert run("dpkg-deb", "--info", package, "conffiles").split() == ["/etc/wakeq/wakeq.toml"]
 
 
