@@ -119,3 +119,17 @@ def handle(message):
     assert records[:repeated] == list(range(repeated))
     assert records[repeated:] == list(range(records[repeated], 350))
     assert owner(host)["consumer"] == f"{HOST}/orders:2"
+
+
+def test_a_standby_stops_at_once_and_costs_nothing_meanwhile(host: ConsumerHost) -> None:
+    strict(host)
+    host.start()
+    host.publish("0")
+    host.wait_records(1)
+    second = host.start("orders:2")
+    second.wait_log("standing by")
+    host.publish(*numbers(10, 1))
+    host.wait_records(11)
+    assert second.stop() == 0
+    host.publish("11")
+    assert host.wait_records(12) == numbers(12)

@@ -305,8 +305,10 @@ class Consumer:
         """Give the name up and end the loop; what happens to Redis now is of no matter."""
         if self.link.is_up:
             try:
+                # Who stands by waits over the other connection.
+                channel = self.link.reading if self.owner.is_owner else self.link.writing
                 self.keeper.leave(
-                    self.link.reading.connection,
+                    channel.connection,
                     self.drainer.handed_back > 0,
                     self.owner.token,
                 )

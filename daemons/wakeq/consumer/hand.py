@@ -73,6 +73,12 @@ class Hand:
                 message.finished = True
                 self.unfinished -= 1
 
+    def reopen(self, message: Message) -> None:
+        """Count a message as one to be handled again."""
+        if message.finished:
+            message.finished = False
+            self.unfinished += 1
+
     def drop(self, messages: list[Message]) -> None:
         """Forget messages, acknowledged or given up."""
         for message in messages:

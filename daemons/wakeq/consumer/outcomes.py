@@ -95,6 +95,7 @@ class Outcomes:
             failure = self._failure(message, error, wait)
             if self._member.is_fenced and wait is not None:
                 message.become(failure.items)
+                self._hand.reopen(message)
                 held.append(message)
                 longest = max(longest, wait)
             else:

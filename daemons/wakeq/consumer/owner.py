@@ -29,6 +29,7 @@ from wakeq.wire import Argument, Reply, ServerError
 # Who stands by looks at least this often whether the owner still lives.
 _STAND_BY_SECONDS = 5.0
 _PAGE = 1000
+NEVER = float("inf")
 
 
 class Owner(Everybody):
@@ -58,13 +59,15 @@ class Owner(Everybody):
         self._report = report
         self.token = b""
         self._asking = False
+        # What others have pending is being taken over; has been.
+        self._is_taking = self._has_all = False
         self._own = Script("own")
         self._take_over = Script("take_over", fenced=True)
         self._hold = Script("hold", fenced=True)
 
     def restart(self) -> None:
         """Ask anew, over a new connection."""
-        self.is_owner = self._asking = False
+        self.is_owner = self._asking = self._is_taking = False
         self.next_at = 0.0
 
     def tick(self, now: float, channel: Channel) -> None:
@@ -81,15 +84,16 @@ class Owner(Everybody):
 
     def _ask(self, channel: Channel, dead: bytes = b"") -> None:
         self._asking = True
-        self.next_at = monotonic() + self._lease / 3
+        self.next_at = NEVER
+        renew_at = monotonic() + self._lease / 3
         member = self._member
         patience = int((_STAND_BY_SECONDS + self._lease) * 1000)
         arguments: list[Argument] = [self._process, member.consumer, int(self._lease * 1000)]
         arguments += [self.token, dead, patience]
-        take = partial(self._take, channel, self._gate.clock() + self._lease)
+        take = partial(self._take, channel, self._gate.clock() + self._lease, renew_at)
         channel.run(self._own, [member.owner, member.sources[1]], arguments, take)
 
-    def _take(self, channel: Channel, until: float, reply: Reply) -> None:
+    def _take(self, channel: Channel, until: float, renew_at: float, reply: Reply) -> None:
         if isinstance(reply, ServerError):
             raise reply
         self._asking = False
@@ -103,16 +107,18 @@ class Owner(Everybody):
             self._stand_by(channel, *reply[1:])
             return
         self._gate.until = until
-        if self.token:
+        self.next_at = renew_at
+        if not self.token:
+            self.token = token
+            self._member.fence = ([self._member.owner], [token])
+            for item in reply[1].split():
+                name, _, attempt = item.partition(b"=")
+                self._held[name] = int(attempt)
+        if self._has_all:
             self._begin()
-            return
-        self.token = token
-        self._member.fence = ([self._member.owner], [token])
-        for item in reply[1].split():
-            name, _, attempt = item.partition(b"=")
-            self._held[name] = int(attempt)
-        self._asking = True
-        self._take_page(channel, 0, 0)
+        elif not self._is_taking:
+            self._is_taking = True
+            self._take_page(channel, 0, 0)
 
     def _stand_by(
         self, channel: Channel, owner: bytes, consumer: bytes, left: int, last: bytes
@@ -152,7 +158,7 @@ class Owner(Everybody):
             elif source + 1 < len(self._member.sources):
                 self._take_page(channel, source + 1, total)
             else:
-                self._asking = False
+                self._is_taking, self._has_all = False, True
                 self._report.took_over(total)
                 self._begin()
 
