@@ -22,6 +22,7 @@ class RedisURL:
     Attributes:
         scheme: `redis`, `rediss`, `unix`, `redis+sentinel` or `redis+cluster`.
         hosts: (host, port) of each server named; empty for `unix`.
+        likely: the same in the order in which to try them; see `put_last`.
         path: the socket, for `unix`.
         db: the database number.
         service: the master's name, for Sentinel.
@@ -56,11 +57,21 @@ class RedisURL:
             username, _, password = userinfo.partition(":")
             self.username, self.password = _unquote(username), _unquote(password)
         self._read_place(rest)
+        self.likely = list(self.hosts)
         self._read_query(query)
         if self.db and self.scheme == "redis+cluster":
             raise ConfigError("redis_url must not name a database: Redis Cluster has only 0")
         self.username = systemd.credential("wakeq.redis-username") or self.username
         self.password = systemd.credential("wakeq.redis-password") or self.password
+
+    def put_last(self, host: tuple[str, int]) -> None:
+        """Have a server that did not answer tried after the others from now on.
+
+        It may take seconds to find that out, which not every connection shall have to wait.
+        """
+        if host in self.likely:
+            self.likely.remove(host)
+            self.likely.append(host)
 
     def _read_place(self, rest: str) -> None:
         if self.scheme == "unix":

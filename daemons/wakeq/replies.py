@@ -22,6 +22,7 @@ TRANSIENT = frozenset(
         *("OOM", "MISCONF", "NOREPLICAS", "UNBLOCKED", "MOVED", "ASK"),
     )
 )
+_FLOOR = (7, 0)
 _REFUSED = frozenset(("NOAUTH", "WRONGPASS", "NOPERM", "DENIED"))
 
 
@@ -71,3 +72,24 @@ def explain_login(error: ServerError, url: RedisURL) -> WakeqError:
         return ConfigError(f"Redis at {url} has no database {url.db}")
     # A server that knows no AUTH repeats it with the password.
     return explain(ServerError(str(error).partition(", with args")[0]), url)
+
+
+def check_version(server: bytes, url: RedisURL) -> tuple[int, int]:
+    """Return the version in a reply to INFO server, (0, 0) if there is none in it.
+
+    Raises:
+        ConfigError: it is too old.
+    """
+    version = (0, 0)
+    for line in server.split(b"\r\n"):
+        # Valkey gives the version of Redis that it is compatible with here, 7.2 or higher.
+        if line.startswith(b"redis_version:"):
+            major, minor, *_ = (*line.partition(b":")[2].split(b"."), b"0")
+            if major.isdigit() and minor.isdigit():
+                version = (int(major), int(minor))
+    if (0, 0) < version < _FLOOR:
+        raise ConfigError(
+            f"Redis at {url} is version {version[0]}.{version[1]};"
+            " wakeq needs Redis 7.0 or Valkey 7.2, or newer"
+        )
+    return version

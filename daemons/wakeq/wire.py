@@ -21,7 +21,15 @@ import hiredis
 
 from wakeq.errors import ConfigError, RefusedError, UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
-from wakeq.replies import TRANSIENT, Lost, Reply, ServerError, explain, explain_login
+from wakeq.replies import (
+    TRANSIENT,
+    Lost,
+    Reply,
+    ServerError,
+    check_version,
+    explain,
+    explain_login,
+)
 
 __all__ = ["TRANSIENT", "Argument", "Command", "Connection", "Lost", "Reply", "ServerError"]
 __all__ += ["explain", "pack"]
@@ -30,10 +38,11 @@ Argument = bytes | str | int
 Command = Sequence[Argument]
 
 _CONNECT_SECONDS = 5.0
+# Several servers may be silent. Whoever connects must still feed its watchdog (30 s) in time.
+_CONNECT_ALL_SECONDS = 10.0
 # A request that the server takes longer to accept than this will not be answered either.
 _SEND_SECONDS = 15.0
 _READ_BYTES = 64 * 1024
-_FLOOR = (7, 0)
 _MAX_REDIRECTS = 5
 
 # What hiredis raises over bytes that are no replies, depending on its version.
@@ -74,6 +83,7 @@ class Connection:
         self._buffer = bytearray(_READ_BYTES)
         self._reader = _new_reader()
         self._owner: tuple[str, int] | None = None  # on Cluster, where the slot was last
+        self._connect_by = 0.0  # monotonic
         # What is raised when nothing can be read, and when the server has hung up.
         self._not_yet: tuple[type[OSError], ...] = (BlockingIOError,)
         self._hung_up: tuple[type[OSError], ...] = (BrokenPipeError, ConnectionResetError)
@@ -81,12 +91,17 @@ class Connection:
     def connect(self) -> None:
         """Connect, log in and make sure that the server is one that wakeq can use.
 
+        Takes ten seconds at most, apart from the resolution of names. If that is too short to
+        ask all servers of the URL, the next call begins with the others.
+
         Raises:
             UnavailableError: no server answers, or it cannot answer now.
             RefusedError: the login or the user's rights are wrong.
             ConfigError: the server is too old, or the URL is wrong about it.
         """
         failure: UnavailableError | None = None
+        self._reader = _new_reader()  # to free what the old one had been told may take seconds
+        self._connect_by = time.monotonic() + _CONNECT_ALL_SECONDS
         for address in self._candidates():
             try:
                 return self._connect_to(address)
@@ -226,7 +241,7 @@ class Connection:
         return Lost(f"Redis at {self.url} cannot be reached: {cause}")
 
     def _candidates(self) -> Iterable[tuple[str, int]]:
-        """Yield the addresses to try, the likeliest first."""
+        """Yield the addresses to try, the likeliest first, while there is time."""
         if self.url.scheme == "unix":
             yield (self.url.path, 0)
         elif self.url.scheme == "redis+sentinel":
@@ -234,16 +249,23 @@ class Connection:
         else:
             if self._owner is not None:
                 yield self._owner
-            yield from self.url.hosts
+            yield from self._hosts()
+
+    def _hosts(self) -> Iterable[tuple[str, int]]:
+        for host in list(self.url.likely):
+            if time.monotonic() >= self._connect_by:
+                return
+            yield host
+            self.url.put_last(host)  # as another one is asked for
 
     def _masters(self) -> Iterable[tuple[str, int]]:
         """Yield the master's address in the eyes of each Sentinel."""
         command = ("SENTINEL", "get-master-addr-by-name", self.url.service)
         strangers = 0
-        for address in self.url.hosts:
+        for address in self._hosts():
             try:
                 self._open(address)
-                reply = self.call(*command, timeout=_CONNECT_SECONDS)
+                reply = self.call(*command, timeout=self._rest(_CONNECT_SECONDS))
             except UnavailableError:
                 continue
             except ServerError as error:
@@ -282,16 +304,26 @@ class Connection:
         try:
             if self.url.scheme == "unix":
                 self._socket = socket.socket(socket.AF_UNIX)
-                self._socket.settimeout(_CONNECT_SECONDS)
+                self._socket.settimeout(self._rest(_CONNECT_SECONDS))
                 self._socket.connect(address[0])
             else:
-                self._socket = socket.create_connection(address, _CONNECT_SECONDS)
+                self._socket = socket.create_connection(address, self._rest(_CONNECT_SECONDS))
                 self._tune(self._socket)
                 if self.url.scheme == "rediss":
-                    self._socket = self._wrap_tls(self._socket, address[0])
+                    from wakeq import tls  # only TLS pays for it
+
+                    self._not_yet, self._hung_up = tls.NOT_YET, tls.HUNG_UP
+                    self._socket = tls.wrap(self._socket, self.url, address[0])
             self._socket.settimeout(_SEND_SECONDS)
         except (OSError, ValueError, OverflowError) as error:  # also a name that is no host's
             raise self._lost(error) from None
+
+    def _rest(self, most: float) -> float:
+        """Return how many seconds a step of connecting may take."""
+        rest = self._connect_by - time.monotonic()
+        if rest <= 0:
+            raise Lost(f"Redis at {self.url} did not answer in time")
+        return min(most, rest)
 
     def _tune(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -301,26 +333,6 @@ class Connection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
-
-    def _wrap_tls(self, sock: socket.socket, host: str) -> socket.socket:
-        import ssl  # only TLS pays for it
-
-        self._not_yet, self._hung_up = (ssl.SSLWantReadError,), (*self._hung_up, ssl.SSLEOFError)
-        try:
-            context = ssl.create_default_context(cafile=self.url.ca or None)
-            if not self.url.verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            if self.url.cert:
-                context.load_cert_chain(self.url.cert, self.url.key or None)
-        except OSError as error:
-            raise ConfigError(f"redis_url: ca, cert or key is not usable: {error}") from None
-        try:
-            return context.wrap_socket(sock, server_hostname=host)
-        except ssl.SSLCertVerificationError as error:
-            raise ConfigError(
-                f"Redis at {self.url}: its certificate is not trusted: {error.verify_message}"
-            ) from None
 
     def _greet(self) -> ServerError | None:
         """Log in and look at the server; return a MOVED that must be followed, if any."""
@@ -342,7 +354,7 @@ class Connection:
         if self.url.scheme == "redis+cluster" and self.key:
             commands.append(["EXISTS", self.key])
         try:
-            replies = self.call_many(commands)
+            replies = self.call_many(commands, self._rest(_CONNECT_ALL_SECONDS))
         except Lost as error:
             # Too many clients, protected mode: it says so and hangs up.
             if len(error.replies) == 1 and isinstance(error.replies[0], ServerError):
@@ -370,21 +382,8 @@ class Connection:
             raise UnavailableError(f"Redis at {self.url}: the master is being changed")
         self.client_id = client_id if isinstance(client_id, int) else 0
         if isinstance(server, bytes):
-            self._check_version(server)
+            self.version = check_version(server, self.url)
         return None
-
-    def _check_version(self, server: bytes) -> None:
-        for line in server.split(b"\r\n"):
-            # Valkey gives the version of Redis that it is compatible with here, 7.2 or higher.
-            if line.startswith(b"redis_version:"):
-                major, minor, *_ = (*line.partition(b":")[2].split(b"."), b"0")
-                if major.isdigit() and minor.isdigit():
-                    self.version = (int(major), int(minor))
-        if (0, 0) < self.version < _FLOOR:
-            raise ConfigError(
-                f"Redis at {self.url} is version {self.version[0]}.{self.version[1]};"
-                " wakeq needs Redis 7.0 or Valkey 7.2, or newer"
-            )
 
 
 def _new_reader() -> hiredis.Reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -103,6 +103,46 @@ def test_asks_the_next_sentinel_when_one_is_mute(
         with connected(calm.url.replace("://", f"://127.0.0.1:{proxy.port},")) as connection:
             assert port_of(connection) == calm.master_port
         assert time.monotonic() - started_at < 5
+
+
+def test_a_mute_sentinel_holds_up_only_the_first_of_many_connections(
+    calm: Sentinels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_CONNECT_SECONDS", 0.3)
+    with FaultProxy(f"redis://127.0.0.1:{calm.sentinels[0].port}") as proxy:
+        proxy.half_open()
+        url = RedisURL(calm.url.replace("://", f"://127.0.0.1:{proxy.port},"))
+        for _ in range(3):
+            connection = Connection(url, "wakeq-test")
+            connection.connect()
+            connection.close()
+        assert url.likely[-1] == ("127.0.0.1", proxy.port)
+        assert str(url).startswith(f"redis+sentinel://127.0.0.1:{proxy.port},")
+
+
+def test_gives_up_in_time_and_begins_with_the_others_when_most_sentinels_are_mute(
+    calm: Sentinels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(wire, "_CONNECT_ALL_SECONDS", 1.5)
+    with ExitStack() as stack:
+        mute = [
+            stack.enter_context(FaultProxy(f"redis://127.0.0.1:{calm.sentinels[0].port}"))
+            for _ in range(3)
+        ]
+        for proxy in mute:
+            proxy.half_open()
+        url = RedisURL(
+            calm.url.replace("://", "://" + "".join(f"127.0.0.1:{each.port}," for each in mute))
+        )
+        connection = Connection(url, "wakeq-test")
+        with pytest.raises(UnavailableError):
+            connection.connect()
+        asked = [("127.0.0.1", proxy.port) for proxy in mute[:2]]
+        assert url.likely[0] == ("127.0.0.1", mute[2].port)
+        assert url.likely[-2:] == asked
+        wait_until(lambda: connects_to(connection, calm.master_port))
+        connection.close()
 
 
 def test_asks_the_next_sentinel_when_one_does_not_know_the_master(

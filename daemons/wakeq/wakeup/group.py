@@ -40,7 +40,7 @@ class Look:
 
     Attributes:
         error: what Redis says against the look, empty if nothing.
-        missing: the group is to begin at '$' and does not exist.
+        missing: the group must be made before anything can be waited for.
         delivered, retried: up to where the stream and the retry stream were delivered.
         unread: whether there is anything after that.
         lag: about how many are unread.
@@ -48,13 +48,14 @@ class Look:
         others: how many consumers live that are not of this host's sockets.
         claimable: seconds until what a consumer that is gone has pending may be claimed;
             0: now, None: there is nothing.
+        paused: the stream is paused, there is nothing to do; `retried` is the last id there is.
         own: for each sleeper that was asked for, how many it has pending and whether its
             alive key is there.
     """
 
     __slots__ = (
-        *("claimable", "delivered", "error", "lag", "missing", "others", "own", "pending"),
-        *("retried", "unread"),
+        *("claimable", "delivered", "error", "lag", "missing", "others", "own", "paused"),
+        *("pending", "retried", "unread"),
     )
 
     def __init__(self, answer: list[Any], sleepers: "list[Sleeper]") -> None:
@@ -69,7 +70,8 @@ class Look:
         self.pending: int = answer[5]
         self.others: int = answer[6]
         self.claimable = answer[7] / 1000 if answer[7] >= 0 else None
-        own = iter(answer[8:])
+        self.paused: bool = bool(answer[8])
+        own = iter(answer[9:])
         self.own: dict[Sleeper, tuple[int, bool]] = {
             sleeper: (pending, bool(alive))
             for sleeper, pending, alive in zip(sleepers, own, own, strict=True)
@@ -143,6 +145,7 @@ class Group:
         looking: a look is under way or about to be sent; `again`: one more is needed after it.
         hinted: the next look is for a hint of the watcher.
         in_vain_at: when a look for a hint found nobody to wake, monotonic; 0: the last one did.
+        paused: the last look found the stream paused.
         timer: the next look that is due by time.
         home: the shard that watches it, once it was watched.
         error: the last error that was logged.
@@ -150,7 +153,7 @@ class Group:
 
     __slots__ = (
         *("again", "claim_after", "error", "hinted", "home", "in_vain_at", "keys", "looking"),
-        *("name", "scale_lag", "sleepers", "start", "stream", "timer"),
+        *("name", "paused", "scale_lag", "sleepers", "start", "stream", "timer"),
     )
 
     def __init__(self, settings: Consumer) -> None:
@@ -161,9 +164,10 @@ class Group:
             self.stream.encode(),
             keys.retry(self.stream, self.name).encode(),
             keys.alive(self.stream, self.name, "").encode(),
+            keys.paused(self.stream).encode(),
         ]
         self.sleepers: list[Sleeper] = []
-        self.looking = self.again = self.hinted = False
+        self.looking = self.again = self.hinted = self.paused = False
         self.in_vain_at = 0.0
         self.timer: Timer | None = None
         self.home: Any = None

@@ -16,6 +16,8 @@ from wakeq.wire import Command, Connection, Lost, Reply, ServerError, explain
 
 # A server that does not answer a short question for so long is as good as gone.
 _PATIENCE_SECONDS = 15.0
+# Nothing else goes on while it is connected to; see Loop for the watchdog.
+_PING_SECONDS = 4.0
 NAME = "wakeq-wakeup"
 
 Then = Callable[[Reply], None]
@@ -39,7 +41,8 @@ class Line:
         """
         self._connection.connect()
         try:
-            self._connection.call("PING")  # LOADING and BUSY show here
+            # LOADING and BUSY show here.
+            self._connection.call("PING", timeout=_PING_SECONDS)
         except ServerError as error:
             self._connection.close()
             raise explain(error, self._connection.url) from None
@@ -68,7 +71,7 @@ class Line:
 
     def call(self, *command: str) -> Reply:
         """Send a command while nothing else is asked, and wait for the reply."""
-        return self._connection.call(*command)
+        return self._connection.call(*command, timeout=_PING_SECONDS)
 
     def _read(self) -> None:
         try:

@@ -106,7 +106,8 @@ class Loop:
     def _keep_watchdog(self) -> None:
         if seconds := self.service.notifier.watchdog_seconds:
             self.service.notifier.alive()
-            self.after(seconds / 2, self._keep_watchdog)
+            # A turn may take half of it: that long a connect to silent servers may last.
+            self.after(seconds / 3, self._keep_watchdog)
 
 
 def _raise(error: WakeqError) -> None:

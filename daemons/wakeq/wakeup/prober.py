@@ -110,9 +110,10 @@ class Prober:
             self.on_look(group, look)
 
     def _make(self, group: Group) -> None:
-        """Make a group that begins at '$' now: what is published from here on is for it."""
-        stats, paused = keys.stats(group.stream, group.name), keys.paused(group.stream)
-        command = self._ensure_group.whole([*group.keys[:2], stats, paused], [group.name, "$", ""])
+        """Make a group: from here on what is published is for it, and it is rung for."""
+        names: list[Argument] = [*group.keys[:2], keys.stats(group.stream, group.name)]
+        arguments = [group.name, group.start, ""]
+        command = self._ensure_group.whole([*names, group.keys[3]], arguments)
         self._lines.to(group.keys[0]).ask(command, partial(self._made, group))
 
     def _made(self, group: Group, reply: Reply) -> None:

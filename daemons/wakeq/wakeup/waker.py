@@ -32,6 +32,10 @@ A group
     it is looked at once a second, to wake one more if the lag asks for it. Two hosts that look
     at the same moment may both wake their first; the second finds nothing and sleeps again.
 
+    While its stream is paused there is nothing to do for it, whatever there is: nobody is woken,
+    and only its retry stream is watched, where `wakeq resume` rings. Consumers that are up obey
+    the pause themselves. A pause that is set or removed by hand is found by the re-check.
+
 No message is lost on the way to sleep: a consumer stops reading, then its lease ends, then
 comes the look, and the watch begins at the ids of that look.
 
@@ -197,6 +201,11 @@ class Waker:
             self._report_error(group, look.error)
             return
         group.error = ""
+        if look.paused != group.paused:
+            self._note_pause(group, look.paused)
+        if look.paused:
+            self._leave_paused(group, look, hinted)
+            return
         for sleeper in group.sleepers:
             if sleeper.state == ASLEEP and not sleeper.judged:
                 self._judge(sleeper, look)
@@ -212,6 +221,20 @@ class Waker:
         else:
             self._watcher.watch(group, look.delivered, look.retried)
             self._look_in(group, look.claimable)
+
+    def _leave_paused(self, group: Group, look: Look, hinted: bool) -> None:
+        """Wake nobody, and wait for the ring that ends the pause."""
+        for sleeper in group.sleepers:
+            # What it has left was not for it to do.
+            sleeper.judged |= sleeper.state == ASLEEP
+        # Retries that become due meanwhile are hints, too: one look a second is enough.
+        group.in_vain_at = time.monotonic() if hinted else 0.0
+        self._watcher.watch(group, None, look.retried)
+
+    def _note_pause(self, group: Group, paused: bool) -> None:
+        group.paused = paused
+        text = "stream is paused, nobody is woken for it" if paused else "stream is resumed"
+        self._log.info(text, stream=group.stream, group=group.name)
 
     def _judge(self, sleeper: Sleeper, look: Look) -> None:
         """Find out whether a sleeper that was awake has done anything."""

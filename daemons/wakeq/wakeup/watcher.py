@@ -34,7 +34,8 @@ _SILENCE_SECONDS = _BLOCK_SECONDS + 15
 # The XREAD that is to be ended may not have reached the server yet: another connection.
 _UNBLOCK_AGAIN_SECONDS = 0.01
 
-IDs = tuple[ID, ID]
+# From where in the stream, None not to watch it, and in the retry stream.
+IDs = tuple[ID | None, ID]
 
 
 class Watcher:
@@ -51,8 +52,11 @@ class Watcher:
         self._shards: list[Shard] = []
         self._changed: set[Shard] = set()
 
-    def watch(self, group: Group, delivered: ID, retried: ID) -> None:
-        """Watch a group from the ids up to which its streams have been delivered."""
+    def watch(self, group: Group, delivered: ID | None, retried: ID) -> None:
+        """Watch a group from the ids up to which its streams have been delivered.
+
+        Without the first id only the retry stream is watched.
+        """
         if group.home is None:
             group.home = self._place(group)
         shard: Shard = group.home
@@ -144,7 +148,10 @@ class Shard:
         One that began further back covers it too: it has not ended, so nothing was added.
         """
         ids = zip(group.keys, self.wanted[group], strict=False)
-        return all(key in self._armed and self._armed[key] <= wanted for key, wanted in ids)
+        return all(
+            wanted is None or (key in self._armed and self._armed[key] <= wanted)
+            for key, wanted in ids
+        )
 
     def close(self) -> None:
         """Close the connection; it is opened again when there is something to watch."""
@@ -169,6 +176,8 @@ class Shard:
         self._armed = {}
         for group, ids in self.wanted.items():
             for key, wanted in zip(group.keys, ids, strict=False):
+                if wanted is None:
+                    continue
                 # Several groups may read one stream: from where the first of them is.
                 self._armed[key] = min(wanted, self._armed.get(key, wanted))
         command: list[Argument] = [b"XREAD", b"COUNT", 1, b"BLOCK", _BLOCK_SECONDS * 1000]
