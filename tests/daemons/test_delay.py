@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from glob import glob
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_delivers_at_the_time_and_under_the_id_that_was_given(
     host.start()
     notify_socket.wait_for("READY=1")
     message_id = host.publish(delay=1.0)
-    wait_until(lambda: host.entries())
+    wait_until(host.entries)
     assert host.entries() == [{b"wakeq.first_id": message_id.encode(), b"body": b"x"}]
     late_ms = entry_ms(host)[0] - int(message_id.split("-")[0]) - 1000
     # Never early. It has 100 ms; a machine that does not run it for longer is given a second.
@@ -113,7 +113,8 @@ def fill(host: DelayHost, count: int) -> None:
     """Have so many messages of the same text overdue, of a stream that is registered."""
     script = (
         "for i = 1, tonumber(ARGV[1]) do local id = i .. '-1000000'"
-        " redis.call('HSET', KEYS[2], id, cmsgpack.pack({'', id, 'wakeq.first_id', id, 'body', 'x'}))"
+        " local items = {'', id, 'wakeq.first_id', id, 'body', 'x'}"
+        " redis.call('HSET', KEYS[2], id, cmsgpack.pack(items))"
         " redis.call('ZADD', KEYS[1], 1, id) end"
     )
     host.redis.eval(script, 2, DELAYED, DATA, count)
@@ -157,7 +158,7 @@ def test_the_clock_of_the_host_changes_nothing(
         LD_PRELOAD=library, FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1", TZ="UTC"
     )
     notify_socket.wait_for("READY=1")
-    wait_until(lambda: host.entries())
+    wait_until(host.entries)
     late_ms = entry_ms(host)[0] - int(message_id.split("-")[0]) - 1500
     assert 0 <= late_ms < 1100
     assert host.redis.hkeys(DATA) == [later.encode()]
@@ -188,7 +189,7 @@ def test_a_lost_subscription_is_noticed_and_everything_looked_at_again(
         " redis.call('ZADD', KEYS[1], 1, '1-0')", 2, DELAYED, DATA,
     )  # fmt: skip
     pipeline.execute()
-    wait_until(lambda: host.entries())
+    wait_until(host.entries)
     assert daemon.count("Redis was lost") == 1
     daemon.wait_log("Redis is back")
     host.publish(body="heard", delay=0.01)
@@ -203,7 +204,7 @@ def test_who_may_not_ring_is_served_at_the_recheck(
     notify_socket.wait_for("READY=1")
     host.url = host.url.replace("unix://", "unix://shy:pw@")
     host.publish(delay=0.1)
-    wait_until(lambda: host.entries())
+    wait_until(host.entries)
 
 
 def test_the_server_may_close_the_idle_connection(
@@ -216,8 +217,8 @@ def test_the_server_may_close_the_idle_connection(
     time.sleep(1.2)  # the pause is what makes it idle
     for client in idle:
         host.redis.client_kill_filter(_id=client["id"])
-    wait_until(lambda: host.entries())
-    assert 0 <= entry_ms(host)[0] - int(first.split("-")[0]) - 2000
+    wait_until(host.entries)
+    assert entry_ms(host)[0] - int(first.split("-")[0]) - 2000 >= 0
     assert not daemon.lines
 
 
@@ -254,7 +255,7 @@ def test_a_stream_that_is_none_holds_up_only_its_own_messages(
     daemon = host.start()
     notify_socket.wait_for("READY=1")
     host.publish(delay=0.01)
-    wait_until(lambda: host.entries())
+    wait_until(host.entries)
     (line,) = daemon.lines
     assert "delivery was put off" in line
     assert "message_id=7-0" in line
@@ -310,7 +311,7 @@ def test_redis_that_is_lost_is_told_once_and_taken_up_again(
     daemon.wait_log("Redis is back")
     host.redis = own_redis.client()
     host.publish(delay=0.01)
-    wait_until(lambda: host.entries())
+    wait_until(host.entries)
     assert len(daemon.lines) == 2
 
 
@@ -329,7 +330,7 @@ def test_a_server_that_cannot_write_is_waited_for(
     host.redis.slaveof()
     host.redis.config_set("maxmemory", 0)
     daemon.wait_log("Redis is back")
-    wait_until(lambda: host.entries())
+    wait_until(host.entries)
     assert daemon.count("Redis was lost") == 1
 
 
@@ -502,7 +503,7 @@ def test_after_a_failover_it_goes_on_with_the_new_master(
         daemon = host.start("--recheck", "1h")
         notify_socket.wait_for("READY=1")
         host.publish(delay=0.1)
-        wait_until(lambda: host.entries())
+        wait_until(host.entries)
         host.publish(body="later", delay=3600)
         host.redis.execute_command("WAIT", 2, 5000)
         port = sentinels.master_port

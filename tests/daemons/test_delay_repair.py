@@ -97,7 +97,7 @@ def test_what_cannot_be_repaired_is_a_dead_letter_with_both_errors(
     wait_until(lambda: host.entries(DEAD) and host.entries(RETRY))
     (letter,) = host.entries(DEAD)
     assert int(letter.pop(b"wakeq.failed_at")) > 1_000_000
-    assert (b"wakeq.traceback" in letter) == (error.split(":")[0] not in ("Reject", "Crashed"))
+    assert (b"wakeq.traceback" in letter) == (not error.startswith(("Reject", "Crashed")))
     letter.pop(b"wakeq.traceback", None)
     assert letter == {
         b"wakeq.attempt": b"2",
@@ -135,7 +135,7 @@ def test_a_repair_that_hangs_holds_up_no_other_message(host: DelayHost) -> None:
     host.start("--repair", path)
     wait_until(lambda: host.redis.zcard(REPAIRS) == 299)
     host.publish(delay=0.05)
-    wait_until(lambda: host.entries())
+    wait_until(host.entries)
     assert host.redis.zcard(REPAIRS) == 299
 
 

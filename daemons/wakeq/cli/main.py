@@ -3,11 +3,11 @@
 import os
 import sys
 
-from wakeq.cli import check, dead, parser, pause, peek, produce, publish, status, trim, wake
+from wakeq.cli import check, dead, delayed, parser, pause, peek, produce, publish, status, trim, wake
 from wakeq.cli.session import Session
 from wakeq.errors import UsageError, WakeqError
 
-FAMILIES = (publish, produce, status, peek, dead, pause, wake, trim, check)
+FAMILIES = (publish, produce, status, peek, dead, delayed, pause, wake, trim, check)
 
 # 128 and the signal's number, as a shell says it.
 _INTERRUPTED = 130
