@@ -24,8 +24,8 @@ from wakeq_machine import WAKEUP, WakeqMachine, service
 from redis_servers import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = 6
-STARTS = 10
+ROUNDS = 4
+STARTS = 8
 # The clock of the system in the container is that of this one.
 HANDLER = """
 import time
