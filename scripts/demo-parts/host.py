@@ -18,7 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import redis
+# Ctrl+C while the rest is being loaded: there is nothing yet to end or to tell.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import redis  # noqa: E402  (takes most of that time)
 
 BIN = Path(sys.executable).parent  # of .venv
 WAIT_SECONDS = 30

@@ -121,3 +121,9 @@ def test_is_coloured_in_a_terminal_and_stops_with_it() -> None:
     os.close(terminal)
     assert b"\x1b[1m" in shown
     assert code == 128 + signal.SIGINT
+
+
+def test_says_nothing_when_it_is_interrupted_before_it_has_begun(parts: Path) -> None:
+    (parts / "redis.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = run(sys.executable, parts / "timeline.py")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
