@@ -12,6 +12,7 @@ from unittest import mock
 from wakeq.cli import main as cli
 from wakeq.cli import parser as cli_parser
 from wakeq.consumer.main import PROGRAM as CONSUMER
+from wakeq.delay.main import PROGRAM as DELAY
 from wakeq.service import Program, shown_default
 from wakeq.settings import Setting
 from wakeq.trim.main import PROGRAM as TRIM
@@ -57,7 +58,7 @@ class Command(NamedTuple):
 
 def programs() -> list[Command]:
     """Return everything that can be called."""
-    return [_command(_parser()), _daemon(CONSUMER), _daemon(TRIM), _daemon(WAKEUP)]
+    return [_command(_parser()), _daemon(CONSUMER), _daemon(DELAY), _daemon(TRIM), _daemon(WAKEUP)]
 
 
 def setting_help(setting: Setting) -> str:

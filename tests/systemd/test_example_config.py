@@ -30,6 +30,7 @@ def test_nothing_is_set_in_it() -> None:
     assert tomllib.loads((EXAMPLES / "wakeq.toml").read_text()) == {
         "consumer": {},
         "wakeup": {},
+        "delay": {},
         "trim": {},
     }
 

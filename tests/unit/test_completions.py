@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMPLETIONS = ROOT / "packaging/completions"
-PROGRAMS = ["wakeq", "wakeq-consumer", "wakeq-trim", "wakeq-wakeup"]
+PROGRAMS = ["wakeq", "wakeq-consumer", "wakeq-delay", "wakeq-trim", "wakeq-wakeup"]
 BASH = [COMPLETIONS / "bash" / name for name in PROGRAMS]
 ZSH = [COMPLETIONS / "zsh" / f"_{name}" for name in PROGRAMS]
 FISH = [COMPLETIONS / "fish" / f"{name}.fish" for name in PROGRAMS]
@@ -109,10 +109,11 @@ def test_fish_accepts_each_file(path: Path) -> None:
 
 BASH_CASES = {
     f"wakeq pub{TAB}": ["wakeq", "publish"],
-    f"wakeq {ALL_MATCHES}": ["wakeq", "check", "dead", "pause", "peek", "produce", "publish",
+    f"wakeq {ALL_MATCHES}": ["wakeq", "check", "dead", "delayed", "pause", "peek", "produce", "publish",
                               "resume", "status", "trim", "wake"],
     f"wakeq dead {ALL_MATCHES}": ["wakeq", "dead", "list", "purge", "retry", "show"],
     f"wakeq --redis-url dead dead ret{TAB}": ["wakeq", "--redis-url", "dead", "dead", "retry"],
+    f"wakeq delayed {ALL_MATCHES}": ["wakeq", "delayed", "cancel", "list", "now"],
     f"wakeq dead ret{TAB}orders --ra{TAB}5": ["wakeq", "dead", "retry", "orders", "--rate=5"],
     f"wakeq dead --red{TAB}": ["wakeq", "dead", "--redis-url="],
     f"wakeq dead list orders --ra{TAB}": ["wakeq", "dead", "list", "orders", "--ra"],
@@ -176,6 +177,7 @@ FISH_CASES = {
         "status",
         "peek",
         "dead",
+        "delayed",
         "pause",
         "resume",
         "wake",

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 MAN = ROOT / "packaging/man"
 PAGES = sorted(MAN.glob("*.[1-8]"))
 COMMANDS = ["publish", "produce", "status", "peek", "dead list", "dead show", "dead retry",
-            "dead purge", "pause", "resume", "wake", "trim", "check"]  # fmt: skip
-DAEMONS = ["wakeq-consumer", "wakeq-trim", "wakeq-wakeup"]
+            "dead purge", "delayed list", "delayed cancel", "delayed now", "pause", "resume", "wake", "trim", "check"]  # fmt: skip
+DAEMONS = ["wakeq-consumer", "wakeq-delay", "wakeq-trim", "wakeq-wakeup"]
 SETTINGS = {"top": Common.table, **{name: kind.table for name, kind in TABLES.items()}}
 
 # Options of other programs, in the examples.
@@ -29,6 +29,7 @@ FOREIGN_OPTIONS = {"--now"}
 OTHER_VARIABLES = {
     *("WAKEQ_STREAM", "WAKEQ_GROUP", "WAKEQ_MESSAGE_ID", "WAKEQ_ATTEMPT", "WAKEQ_CONSUMER"),
     *("WAKEQ_FIELD_NAME", "WAKEQ_FIELDS_LEFT_OUT"),
+    "WAKEQ_ERROR",
 }
 # An interrupted command, and one whose output is closed.
 SHELL_CODES = {130, 141}
@@ -188,7 +189,8 @@ def test_each_setting_stands_in_the_page_of_the_files(table: str, key: str) -> N
 def test_the_settings_stand_in_their_sections() -> None:
     text = (MAN / "wakeq.toml.5").read_text()
     sections = {"THE TOP LEVEL OF WAKEQ.TOML": "top", "CONSUMERS": "consumer",
-                r"WAKEQ\-WAKEUP": "wakeup", r"WAKEQ\-TRIM": "trim"}  # fmt: skip
+                r"WAKEQ\-WAKEUP": "wakeup", r"WAKEQ\-TRIM": "trim",
+                r"WAKEQ\-DELAY": "delay"}  # fmt: skip
     for section in text.split("\n.SH ")[1:]:
         table = sections.get(section.partition("\n")[0], "")
         found = re.findall(r"BEGIN setting (\S+) (\S+)", section)
@@ -245,6 +247,7 @@ def test_the_keys_in_redis_are_those_that_there_are() -> None:
     text = text_of("wakeq.7")
     made = [keys.retry("S", "G"), keys.stats("S", "G"), keys.alive("S", "G", "C")]
     made += [keys.dedup("S", "K"), keys.STREAMS, keys.dead("S", "G"), keys.paused("S")]
+    made += [keys.delayed("S"), keys.delayed_data("S"), keys.repairs("S")]
     functions = [name for name, value in vars(keys).items() if callable(value) and name != "prefix"]
     assert len(made) == len(functions) + 1
     for key in made:

@@ -259,9 +259,9 @@ def test_with_the_macros_of_fedora_those_are_used() -> None:
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     for line in (
         *("REQUIRES", "WHEEL", "INSTALL", "SAVE -l wakeq", "CHECK"),
-        "POST wakeq-wakeup.service wakeq-trim.timer wakeq.target",
-        "PREUN wakeq-wakeup.service wakeq-trim.timer wakeq-trim.service wakeq.target",
-        *("TMP wakeq.conf", "POSTUN wakeq-wakeup.service wakeq-trim.timer $units"),
+        "POST wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer wakeq.target",
+        "PREUN wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer wakeq-trim.service wakeq.target",
+        *("TMP wakeq.conf", "POSTUN wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer $units"),
         "%files -f /made/by/save_files",
     ):
         assert line in lines, line
@@ -328,7 +328,7 @@ def test_installing_it_starts_and_enables_nothing_by_itself(
 ) -> None:
     # A preset is the distribution's or the admin's own decision.
     assert called(scripts, tmp_path, "POSTIN", 1) == [
-        "systemctl --no-reload preset wakeq-wakeup.service wakeq-trim.timer wakeq.target",
+        "systemctl --no-reload preset wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer wakeq.target",
         "systemd-tmpfiles --create wakeq.conf",
         "journalctl --update-catalog",
         f"python3 -m compileall -q /{SITE}/wakeq",
@@ -347,6 +347,7 @@ def test_an_upgrade_restarts_what_runs_and_no_socket(
     # Marked units are restarted when systemd has read the new ones.
     assert called(scripts, tmp_path, "POSTUN", 1)[1:] == [
         "systemctl set-property wakeq-wakeup.service Markers=+needs-restart",
+        "systemctl set-property wakeq-delay.service Markers=+needs-restart",
         "systemctl set-property wakeq-trim.timer Markers=+needs-restart",
         "systemctl set-property wakeq-consumer@mail.service Markers=+needs-restart",
         "systemctl set-property wakeq-consumer@orders:2.service Markers=+needs-restart",
@@ -355,7 +356,7 @@ def test_an_upgrade_restarts_what_runs_and_no_socket(
 
 def test_removing_it_stops_and_disables_all(scripts: dict[str, str], tmp_path: Path) -> None:
     assert called(scripts, tmp_path, "PREUN", 0) == [
-        "systemctl --no-reload disable --now --no-warn wakeq-wakeup.service wakeq-trim.timer"
+        "systemctl --no-reload disable --now --no-warn wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer"
         " wakeq-trim.service wakeq.target",
         "systemctl --no-reload disable --no-warn wakeq-consumer@.socket",
         "systemctl stop wakeq-consumer@*.socket wakeq-consumer@*.service system-wakeq.slice",
@@ -367,7 +368,7 @@ def test_in_an_image_that_is_not_booted_nothing_is_stopped(
 ) -> None:
     (tmp_path / "booted").rmdir()
     assert called(scripts, tmp_path, "PREUN", 0) == [
-        "systemctl --no-reload disable --no-warn wakeq-wakeup.service wakeq-trim.timer"
+        "systemctl --no-reload disable --no-warn wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer"
         " wakeq-trim.service wakeq.target",
         "systemctl --no-reload disable --no-warn wakeq-consumer@.socket",
     ]

@@ -19,6 +19,7 @@ local left_behind = {
   ['wakeq.traceback'] = true,
   ['wakeq.consumer'] = true,
   ['wakeq.host'] = true,
+  ['wakeq.repair_error'] = true,
   ['wakeq.failed_at'] = true,
   ['wakeq.first_failed_at'] = true,
 }

@@ -17,7 +17,9 @@ complete -c wakeq-consumer -l exec -d 'what to run for each message instead: a p
 complete -c wakeq-consumer -l python -d 'run the handler with this interpreter, of the application\'s own environment' -r -F
 complete -c wakeq-consumer -l concurrency -d 'how many messages are handled at once (default: 1)' -x
 complete -c wakeq-consumer -l prefetch -d 'at most this many messages in hand for each of them (default: 1000)' -x
-complete -c wakeq-consumer -l order -d 'none, or key: messages with the same wakeq.key one after another (default: none)' -x -a 'none key'
+complete -c wakeq-consumer -l order -d 'none; key: messages with the same wakeq.key one after another; strict: all messages, by one consumer of the group at a time (default: none)' -x -a 'none key strict'
+complete -c wakeq-consumer -l standby -d 'strict order, another consumer is at it: wait for it to leave, or exit (default: wait)' -x -a 'wait exit'
+complete -c wakeq-consumer -l lease -d 'strict order, after a crash another consumer takes over after this long (default: 10s)' -x
 complete -c wakeq-consumer -l timeout -d 'a message that takes longer has failed (0: no limit) (default: 0s)' -x
 complete -c wakeq-consumer -l max-attempts -d 'a message that failed so often is a dead letter (0: never) (default: 10)' -x
 complete -c wakeq-consumer -l max-crashes -d 'so is a message whose handler ended the whole process so often (default: 3)' -x

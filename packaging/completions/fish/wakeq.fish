@@ -13,25 +13,31 @@ complete -c wakeq -l help -d 'show this and exit'
 complete -c wakeq -l redis-url -d 'the Redis server: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// (default: redis://127.0.0.1:6379/0) [WAKEQ_REDIS_URL]' -x
 complete -c wakeq -l config-dir -d 'where wakeq.toml and consumers/ are (default: /etc/wakeq) [WAKEQ_CONFIG_DIR]' -x -a '(__fish_complete_directories)'
 complete -c wakeq -l runtime-dir -d 'where consumer/NAME.sock are (default: /run/wakeq) [WAKEQ_RUNTIME_DIR]' -x -a '(__fish_complete_directories)'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -l version -d 'show the version and exit'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a publish -d 'Publish messages to a stream.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a produce -d 'Publish messages as load.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a status -d 'Show streams, groups and consumers; wakes nobody.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a peek -d 'Look at messages of a stream; nothing is changed.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a dead -d 'Look at dead letters, deliver them again or delete them.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a pause -d 'Have the messages of a stream wait, for all groups.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a resume -d 'Have the messages of a stream handled again.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a wake -d 'Wake a consumer of this host, and show its answer.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a trim -d 'Remove from streams what every group has handled.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead pause resume wake trim check' -a check -d 'Look for what is wrong on this host; wakes nobody.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -l version -d 'show the version and exit'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a publish -d 'Publish messages to a stream.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a produce -d 'Publish messages as load.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a status -d 'Show streams, groups and consumers; wakes nobody.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a peek -d 'Look at messages of a stream; nothing is changed.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a dead -d 'Look at dead letters, deliver them again or delete them.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a delayed -d 'Look at delayed messages, drop them or deliver them now.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a pause -d 'Have the messages of a stream wait, for all groups.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a resume -d 'Have the messages of a stream handled again.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a wake -d 'Wake a consumer of this host, and show its answer.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a trim -d 'Remove from streams what every group has handled.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed pause resume wake trim check' -a check -d 'Look for what is wrong on this host; wakes nobody.'
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and not __fish_seen_subcommand_from list show retry purge' -a list -d 'List dead letters, the oldest first.'
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and not __fish_seen_subcommand_from list show retry purge' -a show -d 'Show everything of dead letters.'
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and not __fish_seen_subcommand_from list show retry purge' -a retry -d 'Deliver dead letters again to their group.'
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and not __fish_seen_subcommand_from list show retry purge' -a purge -d 'Delete dead letters.'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and not __fish_seen_subcommand_from list cancel now' -a list -d 'List delayed messages, the next one that is due first.'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and not __fish_seen_subcommand_from list cancel now' -a cancel -d 'Drop delayed messages.'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and not __fish_seen_subcommand_from list cancel now' -a now -d 'Deliver delayed messages now.'
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l field -d 'a field; may be given several times' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l key -d 'messages with one key are handled in order' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l dedup -d 'publish only if no message was with this key, lately' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l dedup-window -d 'how long --dedup is remembered (default: 24h)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l delay -d 'deliver it so much later' -x
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l at -d 'deliver it then: 2026-11-22 18:00, 18:00, 2026-11-22T18:00Z, @1795370400 or +5min' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l count -d 'publish the same message N times (default: 1)' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l lines -d 'each line of stdin is the body of a message'
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l quiet -d 'do not print the ids'
@@ -76,6 +82,14 @@ complete -c wakeq -n '__fish_seen_subcommand_from dead; and __fish_seen_subcomma
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and __fish_seen_subcommand_from purge' -l limit -d 'at most so many' -x
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and __fish_seen_subcommand_from purge' -l yes -d 'do not ask'
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and __fish_seen_subcommand_from purge' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and __fish_seen_subcommand_from list' -l limit -d 'at most so many, 0 for all (default: 100)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and __fish_seen_subcommand_from list' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and __fish_seen_subcommand_from cancel' -l all -d 'all of the stream'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and __fish_seen_subcommand_from cancel' -l yes -d 'do not ask'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and __fish_seen_subcommand_from cancel' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and __fish_seen_subcommand_from now' -l all -d 'all of the stream'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and __fish_seen_subcommand_from now' -l yes -d 'do not ask'
+complete -c wakeq -n '__fish_seen_subcommand_from delayed; and __fish_seen_subcommand_from now' -l json -d 'print JSON, for programs'
 complete -c wakeq -n '__fish_seen_subcommand_from pause' -l reason -d 'why, for whoever wonders' -x
 complete -c wakeq -n '__fish_seen_subcommand_from pause' -l json -d 'print JSON, for programs'
 complete -c wakeq -n '__fish_seen_subcommand_from resume' -l json -d 'print JSON, for programs'
