@@ -28,6 +28,7 @@ class Look(NamedTuple):
     pending: int
     others: int
     claimable_ms: int
+    paused: int
     own: list[int]
 
 
@@ -51,6 +52,7 @@ def ask(redis: RedisServer, request: pytest.FixtureRequest) -> Iterator[Looks]:
         arguments: list[Any] = []
         for stream, group, start, claim_after_ms, own in groups:
             names += [stream, keys.retry(stream, group), keys.alive(stream, group, "")]
+            names += [keys.paused(stream)]
             arguments += [group, start, claim_after_ms, len(own), *own]
         if request.param == "forgotten":
             script.command([], [])
@@ -65,7 +67,7 @@ def understood(answer: list[Any]) -> Look | str:
     if len(answer) == 1:
         return str(answer[0].decode())
     error, delivered, retried, *numbers = answer
-    return Look(error.decode(), delivered.decode(), retried.decode(), *numbers[:5], numbers[5:])
+    return Look(error.decode(), delivered.decode(), retried.decode(), *numbers[:6], numbers[6:])
 
 
 @pytest.fixture
@@ -190,8 +192,8 @@ def test_a_hundred_quiet_groups_take_little_more_than_one_command_each(
         name.removeprefix("cmdstat_"): values["calls"]
         for name, values in client.info("commandstats").items()
     }
-    assert answers == [Look("", "1-0", "0-0", 0, 0, 0, 0, -1, [0, 0, 0, 0])] * 100
-    assert (called["xinfo|groups"], called["xread"], called["exists"]) == (100, 10, 1)
+    assert answers == [Look("", "1-0", "0-0", 0, 0, 0, 0, -1, 0, [0, 0, 0, 0])] * 100
+    assert (called["xinfo|groups"], called["xread"], called["exists"]) == (100, 10, 2)
     assert not called.keys() & {"xrange", "xinfo|consumers", "xpending"}
 
 
@@ -248,3 +250,62 @@ def test_changes_nothing(look: Looks, client: Any) -> None:
     look("c", "d")
     assert (client.dump(S), client.dump(RETRY)) == before
     assert client.dbsize() == 2
+
+
+def test_a_paused_stream_has_nothing_to_do(look: Looks, client: Any) -> None:
+    make_groups(client)
+    add(client, S, "1-0", "2-0")
+    read(client, "gone", count=1)
+    assert (look("c").unread, look("c").claimable_ms > 0, look("c").paused) == (1, True, 0)
+    client.set(keys.paused(S), "")
+    found = look("c", "d")
+    assert found == Look("", "1-0", "0-0", 0, 0, 0, 0, -1, 1, [0, 0, 0, 0])
+
+
+def test_what_is_watched_in_a_pause_begins_after_all_that_is_in_the_retry_stream(
+    look: Looks, client: Any
+) -> None:
+    make_groups(client)
+    add(client, RETRY, "3-0", "4-0")
+    client.xdel(RETRY, "4-0")
+    client.set(keys.paused(S), "1")
+    assert look().retried == "4-0"
+
+
+@pytest.mark.parametrize("missing", [S, RETRY])
+@pytest.mark.parametrize("start", ["0", "$"])
+def test_in_a_pause_a_group_must_be_made_to_be_rung_for(
+    look: Looks, client: Any, missing: str, start: str
+) -> None:
+    client.set(keys.paused(S), "1")
+    for stream in {S, RETRY} - {missing}:
+        client.xgroup_create(stream, G, id="0", mkstream=True)
+    found = look(start=start)
+    assert (found.error, found.delivered, found.paused) == ("", "", 1)
+
+
+def test_in_a_pause_a_foreign_group_is_left_as_it_is(look: Looks, client: Any) -> None:
+    client.set(keys.paused(S), "1")
+    assert look(start="") == "NOGROUP g"
+    client.xgroup_create(S, G, id="0", mkstream=True)
+    found = look(start="")
+    assert (found.delivered, found.retried, found.paused) == ("0-0", "0-0", 1)
+
+
+def test_a_pause_is_of_one_stream_alone(ask: Looks, client: Any) -> None:
+    for i in range(30):
+        add(client, f"s{i}", "1-0")
+        client.xgroup_create(f"s{i}", G, id="0")
+        client.xgroup_create(keys.retry(f"s{i}", G), G, id="0", mkstream=True)
+    for i in range(0, 30, 4):
+        client.set(keys.paused(f"s{i}"), "1")
+    answers = ask(*((f"s{i}", G, "0", 1000, ["c"]) for i in range(30)))
+    assert [found.paused for found in answers] == [int(i % 4 == 0) for i in range(30)]
+    assert [found.unread for found in answers] == [int(i % 4 != 0) for i in range(30)]
+
+
+@pytest.mark.parametrize("wrong", [S, RETRY])
+def test_something_else_is_an_error_in_a_pause_too(look: Looks, client: Any, wrong: str) -> None:
+    client.set(wrong, "v")
+    client.set(keys.paused(S), "1")
+    assert look().startswith("WRONGTYPE")

@@ -24,11 +24,12 @@ def look(
     client: redis_py.Redis, stream: str = "s", start: str = "0", own: tuple[str, ...] = ("me",)
 ) -> list[Any]:
     names = [stream, keys.retry(stream, "g"), keys.alive(stream, "g", "")]
-    return client.eval(SCRIPT, 3, *names, "g", start, 1000, len(own), *own)[0]
+    names += [keys.paused(stream)]
+    return client.eval(SCRIPT, 4, *names, "g", start, 1000, len(own), *own)[0]
 
 
 def test_a_missing_stream_has_nothing(client: redis_py.Redis) -> None:
-    assert look(client) == [b"", b"0-0", b"0-0", 0, 0, 0, 0, -1, 0, 0]
+    assert look(client) == [b"", b"0-0", b"0-0", 0, 0, 0, 0, -1, 0, 0, 0]
     assert client.dbsize() == 0
 
 
@@ -74,14 +75,14 @@ def test_tells_whose_messages_are_pending_and_when_they_are_claimable(
     assert answer[3] == 0
     assert answer[5:7] == [3, 1]
     assert 0 < answer[7] <= 1001
-    assert answer[8:] == [1, 0]
+    assert answer[8:] == [0, 1, 0]
 
     client.xclaim("s", "g", "gone", 0, [ids[1]], idle=5000, justid=True)
     assert look(client)[7] == 0
     # Without a socket of its own, a consumer of this host is like any other.
     client.xclaim("s", "g", "gone", 0, [ids[1]], idle=0, justid=True)
     client.xclaim("s", "g", "me", 0, [ids[0]], idle=5000, justid=True)
-    assert look(client, own=())[7:] == [0]
+    assert look(client, own=())[7:] == [0, 0]
 
 
 def test_handed_back_messages_are_claimable_at_once(client: redis_py.Redis) -> None:

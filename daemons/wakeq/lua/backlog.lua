@@ -3,6 +3,7 @@
 -- KEYS[1]  S                   STREAM  the user's messages
 -- KEYS[2]  wakeq:{S}:retry:G   STREAM  messages for the group alone
 -- KEYS[3]  wakeq:{S}:alive:G:  STRING  with a consumer's name behind it: that consumer lives
+-- KEYS[4]  wakeq:{S}:paused    STRING  there if nothing of S is to be handled now
 -- ARGV[1]  group
 -- ARGV[2]  start        where a missing group begins: '0', '$', or '' if none may be missing
 -- ARGV[3]  claim_after  ms that messages of a consumer that is gone are left alone, 0..
@@ -11,15 +12,18 @@
 --
 -- Returns for each group an array:
 --   1  error      what Redis says against the look, or ''; then nothing follows
---   2  delivered  id up to which S was delivered, '' if a group that begins at '$' is missing
---   3  retried    the same for the retry stream; 0-0 if that is empty
+--   2  delivered  id up to which S was delivered; '' if the group is missing and must be made:
+--                 it begins at '$', or S is paused, and resume.lua rings only for those there are
+--   3  retried    the same for the retry stream; 0-0 if that is empty; if S is paused, the last id
+--                 in it: what is added after that may be the ring
 --   4  unread     1 if there is an entry after one of these ids, else 0
 --   5  lag        how many there are: a gauge, estimated where Redis does not know
 --   6  pending    how many entries are pending, whoever has them
 --   7  others     how many consumers live that are not the caller's own; 0 for a quiet group
 --   8  claimable  ms until entries of a consumer that is gone, not one of the caller's own, may
 --                 be claimed; 0 now, -1 if there are none
---   9.. for each of the caller's own consumers: how many entries it has pending, and 1 if its
+--   9  paused     1 if S is paused, else 0; then there is nothing to do, whatever there is
+--  10.. for each of the caller's own consumers: how many entries it has pending, and 1 if its
 --                 alive key is there, else 0
 --
 -- Each group is looked at again each minute, and hardly ever is there anything. So quiet groups
@@ -28,7 +32,8 @@
 --                       again or moved back, of which nothing else tells), what it has pending
 --   XREAD               once for 10 groups: is anything after that, or anything at all in the
 --                       retry stream, whose entries are deleted when they are acknowledged
---   EXISTS              once for 1000 of the caller's own consumers: does one live
+--   EXISTS              once for 1000 of the caller's own consumers: does one live; and once for
+--                       all streams: is one paused
 -- The others are examined one by one: a further XINFO GROUPS, XRANGE and XINFO CONSUMERS for each
 -- of the two streams, EXISTS for each consumer, and XPENDING for those that are gone.
 --
@@ -173,7 +178,7 @@ end
 local function find_all_quiet(asked)
   local some = {}
   for _, each in ipairs(asked) do
-    local groups = groups_of(each.stream)
+    local groups = not each.is_paused and groups_of(each.stream)
     local known = groups and groups[each.group]
     if known and known.pending == 0 and (known.lag or 0) == 0 then
       each.position = known['last-delivered-id']
@@ -193,6 +198,36 @@ local function find_all_quiet(asked)
   end
 end
 
+-- A group of a paused stream: is it there, and after which id comes the ring?
+local function look_at_paused(asked)
+  local groups, err = groups_of(asked.stream)
+  if err then
+    return {err}
+  end
+  local rings
+  rings, err = groups_of(asked.retry)
+  if err then
+    return {err}
+  end
+  local known = groups[asked.group]
+  if not known and asked.start == '' then
+    return {'NOGROUP ' .. asked.group}
+  end
+  local delivered = known and known['last-delivered-id'] or ''
+  if asked.start ~= '' and not rings[asked.group] then
+    delivered = ''
+  end
+  local last = '0-0'
+  if redis.call('EXISTS', asked.retry) == 1 then
+    last = fields(redis.call('XINFO', 'STREAM', asked.retry))['last-generated-id']
+  end
+  local answer = {'', delivered, last, 0, 0, 0, 0, -1, 1}
+  for _ = 1, 2 * #asked.own do
+    answer[#answer + 1] = 0
+  end
+  return answer
+end
+
 local function look_at(asked, asleep)
   local look = {unread = 0, lag = 0, pending = 0, of = {}}
   local delivered, retried = asked.position, '0-0'
@@ -208,7 +243,7 @@ local function look_at(asked, asleep)
       return {err}
     end
   end
-  local answer = {'', delivered, retried, look.unread, look.lag, look.pending, 0, -1}
+  local answer = {'', delivered, retried, look.unread, look.lag, look.pending, 0, -1, 0}
   for _, name in ipairs(asked.own) do
     answer[#answer + 1] = look.of[name] and look.of[name].pending or 0
     answer[#answer + 1] = asleep and 0 or redis.call('EXISTS', asked.alive .. name)
@@ -227,21 +262,28 @@ end
 
 local asked = {}
 local at = 1
-for i = 1, #KEYS, 3 do
+local flags = {}
+for i = 1, #KEYS, 4 do
   local own = {}
   for j = 1, tonumber(ARGV[at + 3]) do
     own[j] = ARGV[at + 3 + j]
   end
   asked[#asked + 1] = {
-    stream = KEYS[i], retry = KEYS[i + 1], alive = KEYS[i + 2],
+    stream = KEYS[i], retry = KEYS[i + 1], alive = KEYS[i + 2], paused = KEYS[i + 3],
     group = ARGV[at], start = ARGV[at + 1], claim_after = tonumber(ARGV[at + 2]), own = own,
   }
+  flags[#flags + 1] = KEYS[i + 3]
   at = at + 4 + #own
+end
+if redis.call('EXISTS', unpack(flags)) > 0 then
+  for _, each in ipairs(asked) do
+    each.is_paused = redis.call('EXISTS', each.paused) == 1
+  end
 end
 find_all_quiet(asked)
 local asleep = all_asleep(asked)
 local answers = {}
 for _, each in ipairs(asked) do
-  answers[#answers + 1] = look_at(each, asleep)
+  answers[#answers + 1] = each.is_paused and look_at_paused(each) or look_at(each, asleep)
 end
 return answers
