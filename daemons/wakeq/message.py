@@ -75,7 +75,8 @@ class Message:
     def attempt(self) -> int:
         """Which attempt this is: 1, and one more after each failure."""
         text = self.own(ATTEMPT) or b"1"
-        return int(text) if text.isdigit() else 1
+        # Anybody may write anything; int() refuses thousands of digits.
+        return int(text[:9]) if text.isdigit() else 1
 
     def become(self, items: Sequence[bytes]) -> None:
         """Have other fields, for another attempt in the same place."""
@@ -153,7 +154,7 @@ class Publish:
 
 # What a delivery says of itself is said anew by the next one.
 _OF_ONE_DELIVERY = (ATTEMPT, FIRST_ID, ERROR, FAILED_AT, TRACEBACK, CONSUMER, HOST, REPAIR_ERROR,
-                    HANDED_BACK)  # fmt: skip
+                    HANDED_BACK, FOLDED)  # fmt: skip
 # Lua passes no more than 8000 arguments on; some are for what a script adds.
 _MOST_ITEMS = 7000
 
@@ -171,18 +172,21 @@ def carry(
         changes: fields to have other values.
     """
     changed = changes or {}
+    items = [part for pair in own for part in pair]
     kept: list[bytes] = []
     fields: list[bytes] = []
     for name, value in message.pairs():
-        if name.startswith(OWN_PREFIX):
+        if name == FIRST_FAILED_AT:
+            items += (name, value)  # looked for by fail.lua, so never folded
+        elif name.startswith(OWN_PREFIX):
             if name not in _OF_ONE_DELIVERY:
                 kept += (name, value)
         elif name not in changed:
             fields += (name, value)
     for name, value in changed.items():
         fields += (name, value)
-    items = [part for pair in own for part in pair] + kept
-    return items + fold(fields) if len(items) + len(fields) > _MOST_ITEMS else items + fields
+    rest = kept + fields
+    return items + (fold(rest) if len(items) + len(rest) > _MOST_ITEMS else rest)
 
 
 def fold(fields: Sequence[bytes]) -> list[bytes]:

@@ -114,3 +114,8 @@ def test_a_value_that_looks_like_our_field_is_none() -> None:
 
 def test_shows_itself_with_id_and_stream() -> None:
     assert repr(message()) == "<Message 5-0 of orders>"
+
+
+def test_an_attempt_may_be_any_text() -> None:
+    for text, attempt in ((b"7", 7), (b"", 1), (b"-2", 1), (b"x", 1), (b"9" * 5000, 999_999_999)):
+        assert Message("s", 0, b"1-0", [b"wakeq.attempt", text]).attempt == attempt

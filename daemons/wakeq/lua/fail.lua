@@ -24,6 +24,9 @@
 --
 -- Atomic because a message must be in exactly one place, also when the caller lost the reply
 -- and calls again. Redis that is out of memory refuses before anything has changed.
+redis.call('ZCARD', KEYS[3]) -- an error here, if a key is something else, changes nothing
+redis.call('HLEN', KEYS[4])
+redis.call('XLEN', KEYS[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local results = {}
