@@ -180,7 +180,7 @@ def test_max_length_loses_what_it_says_and_logs_it(host: Host) -> None:
     assert code == 0
     lengths = [host.client.xlen(name) for name in ("orders", "nobody", "quick")]
     assert lengths == [2000, 2000, 100]
-    lost = [line for line in log.splitlines() if "not every group had handled" in line]
+    lost = [line for line in log.splitlines() if "because of max_length" in line]
     assert len(lost) == 2
     assert [line for line in log.splitlines() if "warning" in line] == lost
     assert "count=500 left=2000 max_length=2000" in lost[0]

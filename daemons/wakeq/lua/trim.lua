@@ -11,7 +11,7 @@
 -- Returns {kind, removed, lost, left, done, from}:
 --   kind     what S is; if that is not 'stream', the rest is 0 and ''
 --   removed  entries that every group had handled
---   lost     entries that some group needed, or all if there is no group
+--   lost     entries beyond: from the first on that some group needed, or all without a group
 --   left     how many there are now
 --   done     1 if there is nothing more to remove, else 0
 --   from     for the next call when counting

@@ -100,7 +100,7 @@ class Sweeper:
             )
         if trimmed.lost:
             log.warning(
-                "messages were removed that not every group had handled",
+                "messages were removed because of max_length, handled or not",
                 event_id=journal.MESSAGES_LOST,
                 stream=stream,
                 count=trimmed.lost,

@@ -28,7 +28,8 @@ class Trimmed:
         name: the stream.
         kind: its type in Redis: `stream`, `none` if there is no such key, or another.
         removed: how many messages went that every group had handled.
-        lost: how many went though some group needed them, or there is no group.
+        lost: how many more went because of max_length: from the first on that some group needed,
+            those behind it that were handled included; or all, if there is no group.
         left: how many there are now.
     """
 
@@ -63,7 +64,10 @@ class Trimmer:
                 removed; the next call goes on from there.
         """
         settings = self.settings
-        arguments = (settings.keep, settings.max_length, self._slice, "", "")
+        # Once something is lost, no more goes than that: what is free to go by it goes next time.
+        # So it does not matter how large slices are, and counting beforehand gives the same.
+        keep = settings.max_length if trimmed.lost else settings.keep
+        arguments = (keep, settings.max_length, self._slice, "", "")
         began = time.monotonic()
         reply = self._servers.run(self._script, [trimmed.name], arguments)
         self._learn(time.monotonic() - began)
@@ -101,7 +105,10 @@ class Trimmer:
 def _add(trimmed: Trimmed, reply: Any) -> tuple[bool, bytes]:
     kind, removed, lost, left, done, start = reply
     trimmed.kind = kind.decode()
-    trimmed.removed += removed
+    if trimmed.lost:
+        lost += removed
+    else:
+        trimmed.removed += removed
     trimmed.lost += lost
     trimmed.left = left
     return bool(done), start
