@@ -171,11 +171,14 @@ def test_unfolds_the_fields_of_a_message_of_very_many(wakeq: Wakeq, client: redi
 
 
 def test_shows_a_letter_that_somebody_else_wrote(wakeq: Wakeq, client: redis_py.Redis) -> None:
-    client.xadd(DEAD, {b"\xff": b"\xfe", "wakeq.attempt": "many"}, id="5-0")
+    own = {"wakeq.attempt": "many", "wakeq.failed_at": "9" * 5000, "wakeq.first_id": ""}
+    client.xadd(DEAD, own | {b"\xff": b"\xfe"}, id="5-0")
     (letter,) = wakeq.run("dead", "list", "orders", "--json").json()
     assert (letter["message_id"], letter["attempts"], letter["error"]) == ("5-0", 1, "")
     assert wakeq.run("dead", "list", "orders").code == 0
     assert wakeq.run("dead", "show", "orders", "5-0").code == 0
+    client.xadd(DEAD, {"a": "b", "wakeq.failed_at": "9" * 20}, id=f"{(1 << 64) - 1}-0")
+    assert "@100000000000000000" in wakeq.run("dead", "list", "orders").out
 
 
 # -- which group, which letter ---------------------------------------------------------------

@@ -84,3 +84,7 @@ def test_says_what_a_time_looks_like(text: str) -> None:
 def test_shows_local_time_to_people_and_utc_to_programs() -> None:
     assert times.local(1_795_370_400) == "2026-11-22 20:00:00"
     assert times.iso(1_795_370_400.9) == "2026-11-22T18:00:00Z"
+
+
+def test_shows_what_is_beyond_all_calendars_as_a_number() -> None:
+    assert times.local(1.8e16) == times.iso(1.8e16) == "@18000000000000000"

@@ -41,14 +41,17 @@ class Letter(NamedTuple):
         return self._time(message.FIRST_FAILED_AT) or self.failed_at_seconds
 
     def _time(self, name: bytes) -> float:
+        return self._number(name, 0) / 1000
+
+    def _number(self, name: bytes, default: int) -> int:
+        # Whoever has written it: nothing too long for int() or float().
         value = self.items.get(name, b"")
-        return int(value) / 1000 if value.isdigit() else 0.0
+        return int(value) if value.isdigit() and len(value) <= 20 else default
 
     @property
     def attempts(self) -> int:
         """How often its handler was tried."""
-        value = self.items.get(message.ATTEMPT, b"")
-        return int(value) if value.isdigit() else 1
+        return self._number(message.ATTEMPT, 1)
 
     @property
     def fields(self) -> dict[bytes, bytes]:

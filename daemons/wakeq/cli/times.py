@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import NamedTuple
 
 from wakeq.settings import Wrong, parse_duration
@@ -70,9 +70,16 @@ def _parse(text: str) -> float:
 
 def local(seconds: float) -> str:
     """Return a point in time for people, in local time."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    return _formatted(seconds, None, "%Y-%m-%d %H:%M:%S")
 
 
 def iso(seconds: float) -> str:
     """Return a point in time for programs."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _formatted(seconds, UTC, "%Y-%m-%dT%H:%M:%SZ")
+
+
+def _formatted(seconds: float, zone: tzinfo | None, form: str) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, zone).strftime(form)
+    except (ValueError, OverflowError, OSError):
+        return f"@{seconds:.0f}"  # an id of somebody else's making, beyond the year 9999
