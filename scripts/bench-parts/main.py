@@ -27,6 +27,7 @@ TARGETS = (
     "cold",
     "sleepers",
     "memory",
+    "delay",
     "trim",
 )
 # By their name alone, because they take longer and need root.
