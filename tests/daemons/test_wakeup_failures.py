@@ -217,6 +217,25 @@ def test_a_wrong_reload_changes_nothing_and_a_right_one_does(
     orders.wait_woken()
 
 
+def test_a_server_that_was_named_in_a_wrong_reload_is_taken_in_the_next_one(
+    host: WakeupHost, notify_socket: NotifySocket, redis_server: Callable[..., RedisServer]
+) -> None:
+    main = host.config_dir / "wakeq.toml"
+    main.write_text(f'redis_url = "{host.env.pop("WAKEQ_REDIS_URL")}"\n')
+    orders = host.consumer("orders")
+    daemon = host.start()
+    notify_socket.wait_for(ASLEEP.format(0))
+    other = redis_server()
+    main.write_text(f'redis_url = "{other.url}"\n[wakeup]\nstarts = -1\n')
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    daemon.wait_log("nothing was reloaded")
+    main.write_text(f'redis_url = "{other.url}"\n')
+    os.kill(daemon.process.pid, signal.SIGHUP)
+    daemon.wait_log("configuration was read again")
+    other.client().xadd("orders", {"a": "b"})
+    orders.wait_woken()
+
+
 def test_the_watchdog_is_told_from_the_loop(host: WakeupHost, notify_socket: NotifySocket) -> None:
     host.start(WATCHDOG_USEC="200000")
     for _ in range(3):

@@ -51,6 +51,7 @@ class Keeper:
         self._service = service
         self._settings = service.config.wakeup()
         self._parts = Parts(service, self._settings)
+        self._redis_url = service.common.redis_url  # the one in use
         self._backoff = Backoff()
         self._deadline = 0.0  # for the start
         self._ready = False
@@ -173,7 +174,6 @@ class Keeper:
     def _reload(self) -> None:
         service, parts = self._service, self._parts
         service.notifier.reloading()
-        before = service.common.redis_url
         try:
             config = service.read_config()
             settings, url = config.wakeup(), RedisURL(service.common.redis_url)
@@ -185,7 +185,8 @@ class Keeper:
         parts.starter.starts = settings.starts or parts.starter.starts
         parts.discoverer.enabled = settings.discover
         parts.roster.reload(config)
-        if service.common.redis_url != before:
+        if service.common.redis_url != self._redis_url:
+            self._redis_url = service.common.redis_url
             parts.lines.url = url
             self._disconnect()
             self._connect_in(0)
