@@ -36,6 +36,8 @@ class DelayHost:
         self.redis = server.client()
         self.url = url or server.url
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("WAKEQ_")}
+        # Else what is printed would be seen at once whatever the repair's process does about it.
+        inherited.pop("PYTHONUNBUFFERED", None)
         self.env = inherited | {"WAKEQ_REDIS_URL": self.url, "NO_COLOR": "1", "COLUMNS": "300"}
         self._daemons: list[Daemon] = []
 

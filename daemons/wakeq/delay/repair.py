@@ -5,6 +5,7 @@ delivery of other messages nor the daemon. It ends when the daemon does.
 """
 
 import inspect
+import io
 import os
 import signal
 import socket
@@ -108,6 +109,9 @@ def main() -> int:
     channel = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(channel.fileno(), False)
     journal.open_log()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a callable prints is in the journal at once.
+        sys.stdout.reconfigure(line_buffering=True)
     inbox = Inbox()
     repair: Repair | None = None
     while piece := channel.recv(_CHUNK_BYTES):
