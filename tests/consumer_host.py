@@ -132,6 +132,13 @@ class ConsumerProcess:
         self.process.stdout.close()
 
 
+def _toml(value: object) -> str:
+    """Return a value as TOML says it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {json.dumps(v)}" for key, v in value.items()) + " }"
+    return json.dumps(value)
+
+
 class ConsumerHost:
     """The folders of one host, its handlers and its consumers.
 
@@ -185,7 +192,7 @@ class ConsumerHost:
 
     def configure(self, name: str = "orders", **settings: Any) -> None:
         """Write a consumer's file; `exec_` is written `exec`."""
-        lines = [f"{key.rstrip('_')} = {json.dumps(value)}\n" for key, value in settings.items()]
+        lines = [f"{key.rstrip('_')} = {_toml(value)}\n" for key, value in settings.items()]
         (self.config_dir / "consumers" / f"{name}.toml").write_text("".join(lines))
 
     # -- running -----------------------------------------------------------------------------
@@ -338,18 +345,24 @@ class ConsumerHost:
 
     def deliver(self, stream: str = "orders") -> int:
         """Deliver all delayed messages, as if all were due; return how many."""
-        names = [stream, keys.delayed(stream), keys.delayed_data(stream), keys.repairs(stream)]
-        for member in self.redis.zrange(names[1], 0, -1):
+        names = (stream, keys.delayed(stream), keys.delayed_data(stream), keys.repairs(stream))
+        members = self.redis.zrange(names[1], 0, -1)
+        for member in members:
             self.redis.zadd(names[1], {member: 0}, xx=True)
         connection = Connection(RedisURL(self.env["WAKEQ_REDIS_URL"]), "wakeq-test")
         connection.connect()
+        moved = 0
         try:
-            arguments = [keys.retry(stream, ""), 1000, 1000, 0, 0]
-            reply = Script("deliver").call(connection, names, arguments)  # type: ignore[arg-type]
+            arguments: list[str | int] = [keys.retry(stream, ""), 1000, 1000, 0, 0]
+            # What is large is left for the next call.
+            while moved < len(members):
+                reply = Script("deliver").call(connection, names, arguments)
+                assert reply[6] == [], "troubles"
+                assert reply[5], "nothing was moved"
+                moved += reply[5]
         finally:
             connection.close()
-        assert reply[6] == [], "troubles"
-        return int(reply[5])
+        return moved
 
     def wait_failed(
         self, count: int, deadline_s: float = 10, stream: str = "orders", group: str = "orders"
