@@ -395,7 +395,6 @@ def test_feeds_the_watchdog_while_it_makes_progress(
     notify_socket.wait_for("READY=1")
     for _ in range(3):
         notify_socket.wait_for("WATCHDOG=1", after=len(notify_socket.messages))
-    # A server that does not answer holds it up, and with it the watchdog.
     assert daemon.stop() == 0
 
 
