@@ -257,7 +257,7 @@ class Consumer:
         if self.member.is_fenced:
             return  # who became the owner has all that was pending
         if self.claimer.more or now >= self.claimer.next_at:
-            room = 0 if self.drainer.draining else self.reader.pace.most - self.hand.unfinished
+            room = 0 if self.drainer.draining else self.reader.room_for_claims
             self.claimer.tick(now, self.link.writing, room)
             self.link.writing.flush()
 

@@ -185,6 +185,8 @@ class Link:
         if not self._is_registered:
             self.reading.ask(self._sign_up, self._take_sign_up)
         self.on_up(bool(paused))
+        if paused:
+            self._report.ready()  # nothing will be read, which else says so
 
     def _take_sign_up(self, reply: Reply) -> None:
         """Learn whether the stream is in the registry now; who may not add to it does without."""

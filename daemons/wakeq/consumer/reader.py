@@ -153,6 +153,11 @@ class Reader:
         channel.run(self._read, [*member.sources, *fence_keys], arguments, take)
 
     @property
+    def room_for_claims(self) -> int:
+        """How many messages may be taken over from others now."""
+        return 0 if self.paused else self.pace.most - self._hand.unfinished
+
+    @property
     def next_at(self) -> float:
         """When to look again whether the stream is still paused."""
         return self._look_at if self.paused else NEVER
