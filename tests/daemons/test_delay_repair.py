@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import NotifySocket
+from consumer_host import ConsumerHost
 from delay_host import DelayHost
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
@@ -357,3 +358,35 @@ def test_without_redis_a_repaired_message_is_repaired_again(
         pipe.write("second")
     wait_until(lambda: host.entries(RETRY))
     assert [fields[b"body"] for fields in host.entries(RETRY)] == [b"second"]
+
+
+# -- with a consumer -------------------------------------------------------------------------
+
+
+def test_a_delayed_message_that_fails_is_repaired_and_handled_under_the_id_it_was_published_with(
+    host: DelayHost, short_dir: Path, own_redis: RedisServer
+) -> None:
+    directory = short_dir / "c"
+    directory.mkdir()
+    consumers = ConsumerHost(directory, own_redis)
+    path = consumers.handler(
+        "def handle(message):\n"
+        "    record(message.id, message.attempt, message.text())\n"
+        "    message.json()\n"
+    )
+    consumers.configure(handler=path, backoff={"base": "1ms", "factor": 1, "cap": "1ms"})
+    repair = host.code(
+        "import json\ndef repair(message):\n    return {'body': json.dumps([message.error[:15]])}\n"
+    )
+    try:
+        host.start("--repair", repair)
+        message_id = host.publish(body="no JSON", delay=0.2)
+        consumers.start()
+        assert consumers.wait_records(2, 20) == [
+            f"{message_id} 1 no JSON",
+            f'{message_id} 2 ["JSONDecodeError"]',
+        ]
+        wait_until(lambda: consumers.pending() == 0 and host.left() == 0)
+        assert host.redis.xlen(keys.retry("orders", "orders")) == 0
+    finally:
+        consumers.close()
