@@ -14,6 +14,7 @@ from wakeq.wire import Argument, Reply, ServerError
 # A consumer that is gone and has nothing pending is forgotten after a day.
 _FORGET_MS = 24 * 3600 * 1000
 _MOST = 1000
+NEVER = float("inf")
 # The first look waits until the consumer's own messages are being handled.
 _FIRST_LOOK_SECONDS = 0.1
 
@@ -31,7 +32,8 @@ class Claimer:
     def __init__(self, member: Member, settings: Consumer) -> None:
         self.busy = False
         self.more = False
-        self.next_at = monotonic() + _FIRST_LOOK_SECONDS
+        # In strict order the owner has all that was pending, and claims nothing.
+        self.next_at = NEVER if member.is_fenced else monotonic() + _FIRST_LOOK_SECONDS
         self.on_messages: Callable[[list[Message]], None]
         self._member = member
         self._interval = settings.claim_after / 2
@@ -44,7 +46,12 @@ class Claimer:
         """Forget a look whose replies will not come."""
         self.busy = False
         self._open = 0
-        self.next_at = monotonic()
+        self.look_now()
+
+    def look_now(self) -> None:
+        """Look as soon as possible: there may be something."""
+        if not self._member.is_fenced:
+            self.next_at = monotonic()
 
     def tick(self, now: float, channel: Channel, room: int) -> None:
         """Look at both streams if it is time, and claim at most `room` messages of each."""

@@ -103,14 +103,16 @@ class Consumer:
         if not self.link.connect_at_start():
             return None
         self.lanes.start()
-        while not self._ended:
-            try:
-                self._turn()
-            except UnavailableError as error:
-                self.link.lose(error)
-            except ServerError as error:
-                self.link.refuse(error)
-        self.lanes.close()
+        try:
+            while not self._ended:
+                try:
+                    self._turn()
+                except UnavailableError as error:
+                    self.link.lose(error)
+                except ServerError as error:
+                    self.link.refuse(error)
+        finally:
+            self.lanes.close()
         return self._exit_code
 
     def _put_together(self) -> None:
@@ -127,7 +129,10 @@ class Consumer:
         self.line.on_crashed = self.outcomes.fail
         self.outcomes.on_hold = self._hold_up
         self.outcomes.on_turned_back = lambda messages: self.line.hold(messages, 0.0)
+        self.line.is_paused = lambda: self.reader.paused
         self.owner.on_owner = self._on_owner
+        self.owner.on_forgotten = lambda: self.resumer.check(self.link)
+        self.owner.attach(self.selector, self.link.unblock)
         self.line.on_late = self.drainer.give_up
         self.limiter.on_stuck = self._on_stuck
         self.report.in_hand = lambda: self.hand.unfinished
@@ -177,7 +182,7 @@ class Consumer:
 
     def _next_deadline(self) -> float:
         deadline = min(
-            self._turned_at + _BLOCK_SECONDS,
+            self._turned_at + min(_BLOCK_SECONDS, self.keeper.lifetime / 3),
             self._look_at, self.limiter.next_at,
             self.drainer.next_at, self.report.next_at, self.link.next_at,
         )  # fmt: skip
@@ -254,8 +259,6 @@ class Consumer:
         if now >= self.keeper.next_at:
             self.keeper.tick(now, self.link.writing)
             self.link.writing.flush()
-        if self.member.is_fenced:
-            return  # who became the owner has all that was pending
         if self.claimer.more or now >= self.claimer.next_at:
             room = 0 if self.drainer.draining else self.reader.room_for_claims
             self.claimer.tick(now, self.link.writing, room)
@@ -298,6 +301,8 @@ class Consumer:
 
     def _drain(self, now: float) -> None:
         self.drainer.tick(now, self.link, self.reader, self.service)
+        if self.link.is_up and not (self.owner.is_owner or self.owner.stands_by):
+            return  # to give the group up, it must be known whose it is
         if self.drainer.is_over(self.acknowledger, self.reader, self.link):
             self._leave()
 
@@ -305,13 +310,11 @@ class Consumer:
         """Give the name up and end the loop; what happens to Redis now is of no matter."""
         if self.link.is_up:
             try:
-                # Who stands by waits over the other connection.
+                # Who stands by waits over one of them. A handler that is at it yet ends before
+                # anybody else begins.
                 channel = self.link.reading if self.owner.is_owner else self.link.writing
-                self.keeper.leave(
-                    channel.connection,
-                    self.drainer.handed_back > 0,
-                    self.owner.token,
-                )
+                token = b"" if self.lanes.is_busy else self.owner.token
+                self.keeper.leave(channel.connection, self.drainer.handed_back > 0, token)
             except (UnavailableError, ServerError):
                 pass  # the name runs out by itself, and its next owner need not wait for that
         failpoint.hit("after_leave")
@@ -329,7 +332,7 @@ class Consumer:
     def _on_bell(self, entry_ids: list[bytes]) -> None:
         """Look for what another consumer says that it handed back."""
         self.acknowledger.discard(RETRY, entry_ids)
-        self.claimer.next_at = monotonic()
+        self.claimer.look_now()
 
     def _on_claimed(self, messages: list[Message]) -> None:
         self.report.claimed(len(messages))
@@ -348,7 +351,7 @@ class Consumer:
         self.line.hold(messages, seconds)
         if self.link.is_up:
             self.owner.record(self.link.writing, messages)
-            self.link.writing.flush()
+            self.reader.look_again(monotonic(), self.link.writing)
 
     def _on_owner(self) -> None:
         self.idler.put_off()
@@ -388,10 +391,8 @@ class Consumer:
     def _state(self) -> str:
         if self.drainer.draining:
             return "draining"
-        if not self.owner.is_owner:
-            return "standing by"
         if not self.report.is_ready:
             return "starting"
-        if self.hand.unfinished:
-            return "handling"
+        if self.owner.stands_by or self.hand.unfinished:
+            return "standing by" if self.owner.stands_by else "handling"
         return "paused" if self.reader.paused else "idle"

@@ -22,7 +22,7 @@ class Gate:
 
     Attributes:
         until: when the lease is over, by `clock`.
-        is_held: a message has failed, and those behind it wait.
+        is_held: a message has failed or was turned back, and those behind it wait.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,8 @@ class Gate:
 
         def begin() -> None:
             if self.is_held or not self.has_lease:
+                # For those behind it, too, however soon there is a lease again.
+                self.is_held = True
                 raise Held
 
         def judge(result: Any) -> Any:

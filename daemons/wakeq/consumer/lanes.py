@@ -114,8 +114,15 @@ class Lanes:
     def interrupt(self, number: int, messages: list[Message]) -> None:
         """End what a lane is doing with these messages, if it is `interruptible`."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Tell whether a handler is running."""
+        return any(self.current)
+
     def close(self) -> None:
         """End the lanes, as far as they can be ended; nothing is put any more."""
+        if self.handler.stop is not None:
+            self.handler.stop()
 
     def _new_queue(self) -> Any:
         return SimpleQueue()

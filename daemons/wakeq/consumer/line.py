@@ -43,11 +43,13 @@ class Line:
         next_at: when there is something to do.
         on_late: called with messages that come when the line is closed.
         on_crashed: called with messages that will not be begun again, and why.
+        is_paused: tells whether nothing is to be handled now; asked in strict order alone.
     """
 
     def __init__(self, member: Member, hand: Hand, lanes: Lanes, max_crashes: int) -> None:
         self.on_crashed: Callable[[list[Message], BaseException], None]
         self.on_late: Callable[[list[Message]], None]
+        self.is_paused: Callable[[], bool]
         self.next_at = NEVER
         self._is_closed = False
         self._member = member
@@ -171,6 +173,7 @@ class StrictLine(Line):
         super().__init__(member, hand, lanes, max_crashes)
         self._gate = gate
         self._held: list[Message] = []
+        self._due_at = NEVER
         self._places = 0
 
     @property
@@ -181,10 +184,14 @@ class StrictLine(Line):
     def put(self, messages: list[Message]) -> None:
         """Give messages to the lanes, or have them wait their turn."""
         for message in messages:
-            self._places += 1
-            message.place = self._places
+            if not hasattr(message, "place"):  # else it was taken back, and comes again
+                self._places += 1
+                message.place = self._places
+        messages = _in_order(messages)
         if self._held and not self._is_closed:
-            self._waiting.extend(messages)
+            last = max(message.place for message in self._held)
+            for message in messages:
+                (self._held if message.place < last else self._waiting).append(message)
         else:
             super().put(messages)
 
@@ -194,31 +201,38 @@ class StrictLine(Line):
             self.on_late(messages)
             return
         self._gate.is_held = True
-        earlier = self.next_at if self._held else 0.0
+        earlier = self._due_at if self._held else 0.0
         self._held += messages
-        self.next_at = max(earlier, monotonic() + seconds)
+        self.next_at = self._due_at = max(earlier, monotonic() + seconds)
 
     def take_back(self) -> list[Message]:
         """Return the messages that no lane has begun; they will not be handled."""
         held, self._held = self._held, []
         held += self._lanes.take_back()
-        return [*sorted(held, key=lambda message: message.place), *super().take_back()]
+        return [*_in_order(held), *super().take_back()]
 
     def move(self, channel: Channel) -> None:
         """Give to the lanes what can be given, over a flushed channel."""
         if self._held:
             self._held += self._lanes.take_back()
             self._held = [message for message in self._held if not message.finished]
+            if monotonic() < self._due_at:
+                return
+            # What is missing yet turns the loop when it comes: the lease, the end of a pause, or
+            # what the lane is turning back.
+            self.next_at = NEVER
             waiting = sum(not message.finished for message in self._waiting)
-            is_due = monotonic() >= self.next_at and self._gate.has_lease
-            # Else the lane is turning some back yet.
-            if not is_due or self._hand.unfinished > len(self._held) + waiting:
+            is_ready = self._gate.has_lease and not self.is_paused()
+            if not is_ready or self._hand.unfinished > len(self._held) + waiting:
                 return
             held, self._held = self._held, []
-            self.next_at = NEVER
             self._gate.is_held = False
-            self._lanes.put(sorted(held, key=lambda message: message.place))
+            self._lanes.put(_in_order(held))
         super().move(channel)
+
+
+def _in_order(messages: list[Message]) -> list[Message]:
+    return sorted(messages, key=lambda message: message.place)
 
 
 def _field(message: Message) -> bytes:

@@ -25,6 +25,8 @@ from wakeq.wire import TRANSIENT, Connection, Reply, ServerError, explain
 # What fails at once after each connect (for lack of memory to publish, say) is one outage.
 _STEADY_SECONDS = 1.0
 _GROUP_GONE = ("NOGROUP", "UNBLOCKED")
+# What a fenced script says when Redis does not know of any owner.
+FORGOTTEN = "FENCED nobody"
 
 
 class Link:
@@ -145,8 +147,9 @@ class Link:
         Raises:
             WakeqError: what it says does not get better by trying again.
         """
-        if error.code in _GROUP_GONE or "no such key" in str(error):
-            # Connecting makes the group again, where it was.
+        gone = error.code in _GROUP_GONE or "no such key" in str(error)
+        if gone or str(error) == FORGOTTEN:
+            # Connecting makes the group again, where it was, and has it owned again.
             self.close()
             self.on_down()
             self.reconnect_at = monotonic()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import selectors
 from collections.abc import Callable
 
 from wakeq.config import Consumer
@@ -25,15 +26,22 @@ class Everybody:
         is_owner: all that is pending is this consumer's, and it may read.
         next_at: when there is something to do.
         token: the fencing token, empty if this consumer has never been the owner.
+        stands_by: another one is the owner, and this consumer waits.
         on_owner: called when this consumer has become the owner, or is still.
+        on_forgotten: called when Redis has lost what it knew of this owner.
     """
 
     is_owner = True
+    stands_by = False
     next_at = float("inf")
     token = b""
 
     def __init__(self) -> None:
         self.on_owner: Callable[[], None] = lambda: None
+        self.on_forgotten: Callable[[], None] = lambda: None
+
+    def attach(self, selector: selectors.BaseSelector, unblock: Callable[[], None]) -> None:
+        """Have the end of an owner on this machine noticed at once."""
 
     def restart(self) -> None:
         """Ask anew, over a new connection."""

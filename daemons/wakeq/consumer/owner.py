@@ -10,15 +10,19 @@ Others of the group stand by. They take over at once when the owner leaves, and 
 is over after it died: all that anybody has pending becomes theirs, and comes before what is new.
 """
 
+import os
+import selectors
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
+from wakeq import failpoint
 from wakeq.config import Consumer
 from wakeq.consumer import process
 from wakeq.consumer.channel import Channel
 from wakeq.consumer.gate import Gate
 from wakeq.consumer.hand import Member
+from wakeq.consumer.link import FORGOTTEN
 from wakeq.consumer.order import Everybody
 from wakeq.consumer.reporter import Reporter
 from wakeq.errors import BusyError
@@ -28,6 +32,7 @@ from wakeq.wire import Argument, Reply, ServerError
 
 # Who stands by looks at least this often whether the owner still lives.
 _STAND_BY_SECONDS = 5.0
+_UNBLOCK_SECONDS = 0.1
 _PAGE = 1000
 NEVER = float("inf")
 
@@ -47,7 +52,7 @@ class Owner(Everybody):
         self, member: Member, settings: Consumer, process: str, gate: Gate, report: Reporter
     ) -> None:
         super().__init__()
-        self.is_owner = False
+        self.is_owner = self.stands_by = False
         self.next_at = 0.0
         # The next attempts of messages that held the line before, by source and id.
         self._held: dict[bytes, int] = {}
@@ -59,22 +64,41 @@ class Owner(Everybody):
         self._report = report
         self.token = b""
         self._asking = False
+        self._has_ended = False
+        self._watched: int | None = None
         # What others have pending is being taken over; has been.
         self._is_taking = self._has_all = False
         self._own = Script("own")
         self._take_over = Script("take_over", fenced=True)
         self._hold = Script("hold", fenced=True)
 
+    def attach(self, selector: selectors.BaseSelector, unblock: Callable[[], None]) -> None:
+        """Have the end of an owner on this machine noticed at once.
+
+        Args:
+            selector: where to wait for it.
+            unblock: ends a read that blocks.
+        """
+        self._selector = selector
+        self._unblock = unblock
+
     def restart(self) -> None:
         """Ask anew, over a new connection."""
-        self.is_owner = self._asking = self._is_taking = False
+        self.is_owner = self.stands_by = self._asking = self._is_taking = False
         self.next_at = 0.0
+        self._watch(None)
 
     def tick(self, now: float, channel: Channel) -> None:
         """Ask for the lease, or for more of it, if it is time, over a flushed channel."""
-        if now >= self.next_at and not self._asking:
+        if now < self.next_at:
+            return
+        if not self._asking:
             self._ask(channel)
             channel.flush()
+        elif self._has_ended:
+            # Again until it works: the server may get the read that is to be ended after it.
+            self.next_at = now + _UNBLOCK_SECONDS
+            self._unblock()
 
     def record(self, channel: Channel, messages: list[Message]) -> None:
         """Have the attempts of messages that hold the line survive this process."""
@@ -83,7 +107,8 @@ class Owner(Everybody):
                   [held, len(messages)], lambda _reply: None)  # fmt: skip
 
     def _ask(self, channel: Channel, dead: bytes = b"") -> None:
-        self._asking = True
+        failpoint.hit("before_own")
+        self._asking, self.stands_by = True, False
         self.next_at = NEVER
         renew_at = monotonic() + self._lease / 3
         member = self._member
@@ -96,7 +121,7 @@ class Owner(Everybody):
     def _take(self, channel: Channel, until: float, renew_at: float, reply: Reply) -> None:
         if isinstance(reply, ServerError):
             raise reply
-        self._asking = False
+        self._asking = self._has_ended = False
         token = reply[0]
         if self.token and token != self.token:
             raise BusyError(
@@ -106,8 +131,15 @@ class Owner(Everybody):
         if not token:
             self._stand_by(channel, *reply[1:])
             return
+        self._watch(None)
         self._gate.until = until
         self.next_at = renew_at
+        if reply[2]:
+            # Who knows what happened meanwhile? So all is done as if this were a new owner.
+            self._has_all = False
+            self.on_forgotten()
+            if self.is_owner:
+                raise ServerError(FORGOTTEN)
         if not self.token:
             self.token = token
             self._member.fence = ([self._member.owner], [token])
@@ -118,13 +150,14 @@ class Owner(Everybody):
             self._begin()
         elif not self._is_taking:
             self._is_taking = True
+            failpoint.hit("after_own")
             self._take_page(channel, 0, 0)
 
     def _stand_by(
         self, channel: Channel, owner: bytes, consumer: bytes, left: int, last: bytes
     ) -> None:
         """Wait for the owner to leave, or to die."""
-        if process.is_gone(owner.decode()):
+        if process.is_dead(owner.decode()):
             self._ask(channel, dead=owner)
             channel.flush()
             return
@@ -134,11 +167,12 @@ class Owner(Everybody):
                 f"consumer {name} owns group {self._member.group}: in strict order one consumer"
                 ' at a time handles messages, and standby = "exit"'
             )
+        self._asking = self.stands_by = True
         self._report.standing_by(name)
-        self._asking = True
+        self._watch(owner.decode())
 
         def again(reply: Reply) -> None:
-            if isinstance(reply, ServerError):
+            if isinstance(reply, ServerError) and reply.code != "UNBLOCKED":
                 raise reply
             self._asking = False
             self.next_at = 0.0
@@ -149,10 +183,25 @@ class Owner(Everybody):
         channel.ask(command, again, block / 1000)
         channel.flush()
 
+    def _watch(self, owner: str | None) -> None:
+        """Watch the process that owns the group, if it is on this machine; or none any more."""
+        if self._watched is not None:
+            self._selector.unregister(self._watched)
+            os.close(self._watched)
+        self._watched = process.watch(owner) if owner else None
+        if self._watched is not None:
+            self._selector.register(self._watched, selectors.EVENT_READ, self._note_end)
+
+    def _note_end(self) -> None:
+        self._watch(None)
+        self._has_ended = True
+        self.next_at = 0.0
+
     def _take_page(self, channel: Channel, source: int, total: int) -> None:
         """Take over what others have pending, a page at a time."""
 
         def go_on(reply: Reply) -> None:
+            failpoint.hit("after_take_over")
             if reply:
                 self._take_page(channel, source, total + reply)
             elif source + 1 < len(self._member.sources):

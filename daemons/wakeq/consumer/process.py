@@ -34,6 +34,28 @@ def is_gone(process: str) -> bool:
     return started != start
 
 
+def is_dead(process: str) -> bool:
+    """Tell whether a process, of this machine or another one, is known to have ended."""
+    return _is_here(process) and is_gone(process)
+
+
+def watch(process: str) -> int | None:
+    """Return a descriptor that is readable once a process has ended; None if it cannot be seen."""
+    if not _is_here(process):
+        return None
+    _, namespace, pid, _ = (*process.split("/"), "", "", "")[:4]
+    if namespace != describe_self().split("/")[1] or not pid.isdigit():
+        return None
+    try:
+        return os.pidfd_open(int(pid))
+    except OSError:
+        return None
+
+
+def _is_here(process: str) -> bool:
+    return process.partition("/")[0] == describe_self().partition("/")[0]
+
+
 def pid_of(process: str) -> str:
     """Return the process id, for a person to read."""
     return [*process.split("/"), "?", "?", "?"][2]

@@ -67,7 +67,8 @@ class Reporter:
         # there is something to say.
         if not self._rate or journal.has_waiting():
             journal.open_log()
-        self._tell_at = NEVER if state == "idle" and not self._rate else now + _TICK_SECONDS
+        is_quiet = state in ("idle", "standing by") and not self._rate
+        self._tell_at = NEVER if is_quiet else now + _TICK_SECONDS
 
     def figures(self) -> dict[str, object]:
         """Return what the wake socket answers to `status`."""
@@ -155,10 +156,10 @@ class Reporter:
 
     def standing_by(self, owner: str) -> None:
         """Say whom this consumer waits for."""
-        self.ready()
-        self._notifier.status(f"standing by: {owner} is active")
         if self._owner != owner:
             self._owner = owner
+            self._notifier.status(self._words("standing by"))
+            self.ready()
             self._log.info("standing by", owner=owner, **self._names)
             journal.open_log()
 
@@ -211,6 +212,8 @@ class Reporter:
         )  # fmt: skip
 
     def _words(self, state: str) -> str:
+        if state == "standing by":
+            return f"standing by: {self._owner} is active"
         failed = f", {self.failed:,} failed" if self.failed else ""
         rate = f", {self._rate:,.0f}/s" if self._rate else ""
         return f"{state}: {self.in_hand():,} in hand, {self.handled:,} handled{failed}{rate}"

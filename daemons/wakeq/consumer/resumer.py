@@ -32,6 +32,11 @@ class Resumer:
         """Hold back what no lane has begun."""
         self._unsure = [*(self._unsure or ()), *self._line.take_back()]
 
+    def check(self, link: Link) -> None:
+        """Hold back what no lane has begun until it is known what is still this consumer's."""
+        self.begin()
+        self.ask(link)
+
     def hold_back(self, messages: list[Message]) -> bool:
         """Hold new messages back too, behind those that came before, if there are such."""
         if self._unsure is None:

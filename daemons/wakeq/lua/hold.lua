@@ -7,7 +7,8 @@
 --
 -- Returns 1.
 --
--- Atomic because both happen while the caller owns the group.
-redis.call('HSET', KEYS[1], 'held', ARGV[1])
+-- Atomic because both happen while the caller owns the group. Neither matters enough to fail for
+-- when Redis is out of memory.
+redis.pcall('HSET', KEYS[1], 'held', ARGV[1])
 redis.pcall('HINCRBY', KEYS[2], 'failed', ARGV[2])
 return 1

@@ -15,7 +15,7 @@ local ring = ARGV[2]
 local owned = false
 if ARGV[3] ~= '' and redis.call('HGET', KEYS[3], 'token') == ARGV[3] then
   owned = true
-  redis.call('HSET', KEYS[3], 'process', '', 'until', '0')
+  redis.call('HDEL', KEYS[3], 'process', 'until')
   local time = redis.call('TIME')
   if tonumber(redis.call('HGET', KEYS[3], 'standby') or '0') > time[1] * 1000 then
     ring = redis.call('HGET', KEYS[3], 'consumer')
