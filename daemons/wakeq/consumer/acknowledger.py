@@ -108,6 +108,8 @@ class Acknowledger:
         for source in (STREAM, RETRY):
             self._send_discarded(channel, source)
         failures, self._failures = self._failures, []
+        if failures:
+            failpoint.hit("before_fail")
         for batch in _batches(failures):
             self._send_failures(channel, batch, position)
 
