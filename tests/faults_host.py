@@ -46,6 +46,14 @@ def publishing(message):
     note(message)
     return Publish("out", message.id)
 
+def failing(message):
+    "By its id a message is handled, fails once, or fails always."
+    time.sleep(0.001)
+    record(message.id, os.getpid(), message.attempt)
+    kind = int(message.id.partition("-")[2]) % 3
+    if kind == 2 or (kind == 1 and message.attempt == 1):
+        raise ValueError(kind)
+
 def gated(message):
     "Ends when the test opens the gate."
     begun = os.open(os.path.join(_directory, "begun"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -141,6 +149,18 @@ class FaultHost(ConsumerHost):
             if self.redis.xrange(source, after, "+", count=1):
                 return False
         return True
+
+    def places(self) -> Counter[str]:
+        """Return in how many places each message is that is not done, while no consumer runs."""
+        (group,) = self.redis.xinfo_groups(STREAM)
+        unread = self.redis.xrange(STREAM, b"(" + group["last-delivered-id"], "+")
+        pending = self.redis.xpending_range(STREAM, GROUP, "-", "+", 100_000)
+        places = Counter(entry_id.decode() for entry_id, _ in unread)
+        places.update(entry["message_id"].decode() for entry in pending)
+        moved = [fields for _, fields in self.redis.xrange(RETRY)] + self.dead(STREAM, GROUP)
+        places.update(fields[b"wakeq.first_id"].decode() for fields in moved)
+        places.update(message.id for message in self.delayed(STREAM))
+        return places
 
     def check(self, duplicates: int, counted: bool = True, deadline_s: float = 60) -> None:
         """Fail unless all was handled and acknowledged, with at most so many duplicates."""

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
@@ -24,6 +25,8 @@ _OFTEN = {"before_handle": 10, "after_handle": 10, "before_read": 3, "after_read
           "before_acknowledge": 2, "after_acknowledge": 2}  # fmt: skip
 _AT_THE_END = ("before_exit", "after_leave")
 _AT_A_STOP = ("after_hand_back",)
+_AT_A_FAILURE = ("before_fail", "after_fail")
+_IN_STRICT_ORDER = ("before_own", "after_own", "after_take_over")
 
 KILLS = 15
 # (handler, concurrency, messages for each run, most repeated for each kill)
@@ -53,7 +56,9 @@ def points_in_the_source() -> set[str]:
 
 
 def test_every_failpoint_of_the_consumer_is_killed_at() -> None:
-    assert points_in_the_source() == {*_ALWAYS, *_AT_THE_END, *_AT_A_STOP} - {""}
+    assert points_in_the_source() == {
+        *(*_ALWAYS, *_AT_THE_END, *_AT_A_STOP, *_AT_A_FAILURE, *_IN_STRICT_ORDER)
+    } - {""}
     assert len(SETTINGS) * KILLS >= 100
 
 
@@ -112,3 +117,62 @@ def test_a_kill_while_stopping_loses_and_repeats_nothing(host: FaultHost) -> Non
     host.open_gate()
     host.start()
     host.check(duplicates=0)
+
+
+def test_a_kill_while_messages_fail_leaves_each_in_one_place(host: FaultHost) -> None:
+    """A message is unread, pending, delayed, delivered again, dead or done, at every kill."""
+    host.use("failing", max_attempts=2, prefetch=50)
+    chance = random.Random("failing")
+    points = (*_AT_A_FAILURE, "before_acknowledge", "after_acknowledge", "")
+    kinds: dict[int, set[str]] = {0: set(), 1: set(), 2: set()}
+    kills = 20
+    for _, point in zip(range(kills), cycle(points)):
+        for entry_id in host.fill(60):
+            kinds[int(entry_id.partition("-")[2]) % 3].add(entry_id)
+        often = f"{point}:kill@{chance.randint(1, 3)}" if point else ""
+        process = host.start(WAKEQ_FAILPOINT=often)
+        if not point:
+            host.wait_more_runs(5)
+            time.sleep(chance.uniform(0, 0.05))  # the instant is the test's to choose
+            process.kill()
+        assert process.wait_exit() == -signal.SIGKILL
+
+        places = host.places()
+        assert set(places.values()) <= {1}, "in two places"
+        done = set(host.published) - set(places)
+        assert done <= kinds[0] | kinds[1], "lost"
+        good = {words[0] for words in map(str.split, host.records) if words[2] != "1"} | kinds[0]
+        assert done <= good & host.handled()
+        host.deliver()
+
+    process = host.start()
+    bad = len(kinds[1]) + 2 * len(kinds[2])
+    while host.counter("failed") < bad:
+        before = host.counter("failed")
+        host.deliver()
+        wait_until(lambda b=before: host.counter("failed") > b or host.counter("failed") == bad)
+    wait_until(lambda: not host.delayed() or host.deliver())
+    wait_until(host.settled)
+    host.deliver()
+    wait_until(lambda: host.counter() == len(kinds[0] | kinds[1]), 30)
+    assert process.stop() == 0
+    assert host.places() == Counter(kinds[2])
+    assert {letter[b"wakeq.first_id"].decode() for letter in host.dead()} == kinds[2]
+    assert host.counter("failed") == bad
+    assert host.counter("dead") == len(kinds[2])
+    assert len(host.runs()) - (len(kinds[0]) + 2 * len(kinds[1] | kinds[2])) <= 20 * kills
+
+
+@pytest.mark.parametrize("point", _IN_STRICT_ORDER)
+def test_a_kill_while_the_group_is_taken_over_loses_and_repeats_nothing(
+    host: FaultHost, point: str
+) -> None:
+    host.use(order="strict", lease="1s")
+    for _ in range(3):
+        host.fill(10)
+        process = host.start(WAKEQ_FAILPOINT=f"{point}:kill")
+        assert process.wait_exit() == -signal.SIGKILL
+    assert host.runs() == []
+    host.start()
+    host.check(duplicates=0)
+    assert [entry_id for entry_id, _ in host.runs()] == host.published
