@@ -207,6 +207,11 @@ class Reader:
             size = channel.connection.bytes_read - self._bytes_before
             self.pace.learn_size(len(messages), size)
         self._bytes_before = channel.connection.bytes_read
+        if self.recovering:
+            # Now: what is in hand may be acknowledged, and no longer be there, by the time that
+            # the look is answered.
+            held = self._hand.messages
+            messages = [m for m in messages if m.entry_id not in held[m.source]]
         if messages and self.recovering:
             self._look_up_deliveries(channel, messages)
         else:
