@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from wakeq.backoff import Backoff
+from wakeq.backoff import Backoff, Growth
 
 
 def test_doubles_up_to_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +34,10 @@ def test_stays_at_the_cap_however_often_it_fails() -> None:
     backoff = Backoff(base=0.1, cap=5.0)
     backoff.tries = 100_000
     assert 0 <= backoff.next() <= 5.0
+
+
+def test_the_longest_wait_grows_by_its_factor_up_to_the_cap() -> None:
+    growth = Growth(1.0, 3.0, 20.0)
+    assert [growth.longest(tries) for tries in range(1, 6)] == [1, 3, 9, 20, 20]
+    assert growth.longest(10**9) == 20.0
+    assert all(0 <= growth.wait(2) <= 3 for _ in range(100))

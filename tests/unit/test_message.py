@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wakeq.errors import Retry
 from wakeq.message import Message, Publish, encode
 
 
@@ -119,3 +120,18 @@ def test_shows_itself_with_id_and_stream() -> None:
 def test_an_attempt_may_be_any_text() -> None:
     for text, attempt in ((b"7", 7), (b"", 1), (b"-2", 1), (b"x", 1), (b"9" * 5000, 999_999_999)):
         assert Message("s", 0, b"1-0", [b"wakeq.attempt", text]).attempt == attempt
+
+
+@pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), 1e12])
+def test_a_retry_takes_no_delay_that_is_none(delay: float) -> None:
+    with pytest.raises(ValueError, match="delay must be seconds, 0 or more, not"):
+        Retry(delay=delay)
+
+
+def test_a_retry_takes_fields_as_a_publish_does() -> None:
+    retry = Retry("later", delay=0, fields={"body": {"a": 1}, b"raw": b"\xff", "n": 7})
+    assert retry.fields == {b"body": b'{"a":1}', b"raw": b"\xff", b"n": b"7"}
+    assert (str(retry), retry.delay) == ("later", 0)
+    assert (str(Retry()), Retry().delay, Retry().fields) == ("", None, {})
+    with pytest.raises(ValueError, match="must not begin with 'wakeq.'"):
+        Retry(fields={"wakeq.attempt": "1"})

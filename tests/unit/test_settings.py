@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wakeq.backoff import Growth
 from wakeq.settings import (
     Section,
     Setting,
@@ -17,6 +18,7 @@ from wakeq.settings import (
     duration,
     flag,
     format_duration,
+    growth,
     integer,
     nearest,
     parse_duration,
@@ -33,6 +35,7 @@ class Every(Section):
     on = flag("a switch")
     pause = duration("a pause", 1.0, low=0.5, off=True)
     exec_ = command("a program")
+    waits = growth("a growing wait", Growth(1.0, 2.0, 600.0))
 
 
 def setting(name: str) -> Setting:
@@ -190,3 +193,57 @@ def test_says_what_is_wrong_with_text(name: str, written: str, complaint: str) -
 def test_names_the_nearest_known_word() -> None:
     assert nearest("handlr", ["handler", "exec"]) == " (did you mean 'handler'?)"
     assert nearest("zzz", ["handler", "exec"]) == ""
+
+
+# -- growing waits -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "option", "known"),
+    [
+        ({}, "", (1.0, 2.0, 600.0)),
+        ({"base": "500ms"}, "base=500ms", (0.5, 2.0, 600.0)),
+        ({"base": 3, "factor": 1, "cap": "1h"}, "base=3,factor=1,cap=1h", (3.0, 1.0, 3600.0)),
+        ({"factor": 1.5}, " factor=1.5 ", (1.0, 1.5, 600.0)),
+        ({"base": "2s", "cap": "2s"}, "cap=2s base=2s", (2.0, 2.0, 2.0)),
+    ],
+)
+def test_reads_how_a_wait_grows(
+    table: dict[str, object], option: str, known: tuple[float, float, float]
+) -> None:
+    for value in (setting("waits").read(table), setting("waits").parse(option)):
+        assert isinstance(value, Growth)
+        assert (value.base, value.factor, value.cap) == known
+        again = setting("waits").parse(str(value))
+        assert isinstance(again, Growth)
+        assert (again.base, again.factor, again.cap) == known
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("1s", "must be a table such as { base"),
+        (5, "must be a table such as { base"),
+        ({"bas": "1s"}, "has base, factor and cap, not 'bas'"),
+        ({"base": "soon"}, "has a base that must be a time span"),
+        ({"base": 0}, "has a base that must be at least 1ms, not 0"),
+        ({"cap": -1}, "has a cap that must be at least"),
+        ({"factor": "2"}, "has a factor that must be a number, not '2'"),
+        ({"factor": True}, "has a factor that must be a number, not True"),
+        ({"factor": 0.5}, "has a factor that must be 1 to 100, not 0.5"),
+        ({"factor": 101}, "has a factor that must be 1 to 100, not 101"),
+        ({"factor": float("nan")}, "has a factor that must be 1 to 100, not nan"),
+        ({"base": "1h", "cap": "1min"}, "has a cap, 1min, below its base, 60min"),
+        ({"base": "1h"}, "has a cap, 10min, below its base, 60min"),
+    ],
+)
+def test_says_what_is_wrong_with_how_a_wait_grows(table: object, said: str) -> None:
+    with pytest.raises(Wrong) as caught:
+        setting("waits").read(table)
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize("option", ["1s", "base", "factor=two", "base=1s;cap=2s", "speed=3"])
+def test_refuses_an_option_that_is_no_growing_wait(option: str) -> None:
+    with pytest.raises(Wrong):
+        setting("waits").parse(option)
