@@ -69,6 +69,11 @@ def owner(stream: str, group: str) -> str:
     return f"{prefix(stream)}:owner:{group}"
 
 
+def turn(stream: str, group: str) -> str:
+    """STREAM, expires: strict order: rung when the owner leaves, for those that stand by."""
+    return f"{prefix(stream)}:turn:{group}"
+
+
 def paused(stream: str) -> str:
     """STRING: nobody handles messages of the stream now; the value says since when and why."""
     return f"{prefix(stream)}:paused"

@@ -16,12 +16,12 @@ Unread messages were not given to any consumer of the group yet; pending ones we
 acknowledged. OLDEST is the age of the oldest of them. RETRY are those that failed or were delayed
 and are due again, for the group alone; DELAYED those of the stream that are not due yet; DEAD the
 dead letters. Of the consumers, those are asleep that have a socket on this host; absent ones are
-asleep on another host, or gone.
+asleep on another host, or gone. In strict order one is awake, and others may be standing by.
 """
 _HEADER = ("STREAM", "LENGTH", "DELAYED", "GROUP", "UNREAD", "OLDEST", "PENDING", "OLDEST",
            "RETRY", "HANDLED", "FAILED", "DEAD", "CONSUMERS")  # fmt: skip
 _RIGHT = (1, 2, 4, 5, 6, 7, 8, 9, 10, 11)
-_STATES = ("awake", "asleep", "absent")
+_STATES = ("awake", "standing by", "asleep", "absent")
 
 
 def add(subparsers: Subparsers) -> None:

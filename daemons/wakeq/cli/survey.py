@@ -89,9 +89,13 @@ class Survey:
             else:
                 entry = self._missing_group(stream, name, length, oldest, now_ms)
             entry |= self._beside(stream, name, entry)
+            entry["owner"] = self._owner(stream, name)
             entry["consumers"] = self._consumers(
                 stream, name, expected.get(name, []), known.get(name)
             )
+            for consumer in entry["consumers"]:
+                if entry["owner"] not in (None, consumer["name"]) and consumer["state"] == "awake":
+                    consumer["state"] = "standing by"
             report["groups"].append(entry)
         return report
 
@@ -133,6 +137,12 @@ class Survey:
         # The retry stream, or the group in it, is made with the consumer's first start.
         taken = 0 if isinstance(pending, Exception) else pending["pending"]
         return {"pending": entry["pending"] + taken, "retry": length - taken, "dead": dead}
+
+    def _owner(self, stream: str, group: str) -> str | None:
+        """Return who handles the messages now, in strict order; else None."""
+        key = keys.owner(stream, group)
+        process, name = self._session.call(stream, "HMGET", key, "process", "consumer")
+        return _text(name) if process else None
 
     def _unread(
         self, stream: str, found: Report, length: int, oldest: bytes | None

@@ -31,6 +31,7 @@ class Member:
             keys.dead(stream, group),
         )
         self.owner = keys.owner(stream, group)
+        self.turn = keys.turn(stream, group)
         self.is_fenced = is_fenced
         self.fence: tuple[list[Argument], list[Argument]] = ([], [])
         self.crashes = keys.crashes(stream, group)

@@ -107,7 +107,7 @@ class Keeper:
         """
         ring = self._member.consumer if handed_back else ""
         member = self._member
-        keys: list[Argument] = [member.alive, member.sources[1], member.owner]
+        keys: list[Argument] = [member.alive, member.sources[1], member.owner, member.turn]
         self._leave.call(connection, keys, [self.process, ring, token])
 
     def _join_arguments(self, dead: str) -> list[Argument]:

@@ -116,7 +116,7 @@ class Owner(Everybody):
         arguments: list[Argument] = [self._process, member.consumer, int(self._lease * 1000)]
         arguments += [self.token, dead, patience]
         take = partial(self._take, channel, self._gate.clock() + self._lease, renew_at)
-        channel.run(self._own, [member.owner, member.sources[1]], arguments, take)
+        channel.run(self._own, [member.owner, member.turn], arguments, take)
 
     def _take(self, channel: Channel, until: float, renew_at: float, reply: Reply) -> None:
         if isinstance(reply, ServerError):
@@ -178,8 +178,7 @@ class Owner(Everybody):
             self.next_at = 0.0
 
         block = max(1, min(left, int(_STAND_BY_SECONDS * 1000)))
-        retry = self._member.sources[1]
-        command = ("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", retry, last)
+        command = ("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", self._member.turn, last)
         channel.ask(command, again, block / 1000)
         channel.flush()
 

@@ -6,7 +6,7 @@
 --            token               the fencing token, higher with each owner
 --            standby             until when somebody waits for the owner to leave, ms
 --            held                which messages hold the line, and their attempts (hold.lua)
--- KEYS[2]  wakeq:{S}:retry:G  STREAM  where is rung when the owner leaves
+-- KEYS[2]  wakeq:{S}:turn:G   STREAM  where is rung when the owner leaves
 -- ARGV[1]  process    the caller
 -- ARGV[2]  consumer   its name
 -- ARGV[3]  lease      ms

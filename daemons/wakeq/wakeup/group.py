@@ -141,6 +141,9 @@ class Group:
 
     Attributes:
         start, claim_after, scale_lag: as in the configuration.
+        is_strict: one consumer at a time handles its messages; who comes to own the group has
+            at once what one that is gone had pending.
+        stands_by: strict order: one consumer of each host is to be awake, not of all hosts.
         keys: those that lua/backlog.lua takes; the first two are the streams.
         looking: a look is under way or about to be sent; `again`: one more is needed after it.
         hinted: the next look is for a hint of the watcher.
@@ -152,8 +155,9 @@ class Group:
     """
 
     __slots__ = (
-        *("again", "claim_after", "error", "hinted", "home", "in_vain_at", "keys", "looking"),
-        *("name", "paused", "scale_lag", "sleepers", "start", "stream", "timer"),
+        *("again", "claim_after", "error", "hinted", "home", "in_vain_at", "is_strict", "keys"),
+        *("looking", "name", "paused", "scale_lag", "sleepers", "stands_by", "start", "stream"),
+        "timer",
     )
 
     def __init__(self, settings: Consumer) -> None:
@@ -176,8 +180,21 @@ class Group:
     def configure(self, settings: Consumer) -> None:
         """Take over what may differ between its consumers: the one that came last decides."""
         self.start = settings.start
-        self.claim_after = settings.claim_after
+        self.is_strict = settings.order == "strict"
+        self.stands_by = settings.standby == "wait"
+        self.claim_after = 0.0 if self.is_strict else settings.claim_after
         self.scale_lag = settings.scale_lag
+
+    def wants_more(self, look: Look) -> bool:
+        """Tell whether one more consumer is to be woken for what there is to do."""
+        up = sum(sleeper.state in UP for sleeper in self.sleepers)
+        if self.is_strict:
+            if up or (look.others and not self.stands_by):
+                return False
+            # Who stands by is of use as long as the others have something in hand.
+            return look.work or (look.others > 0 and look.pending > 0)
+        up += look.others
+        return look.lag > up * self.scale_lag if up else look.work
 
     def any(self, states: frozenset[str]) -> bool:
         """Tell whether any of its sleepers is in one of these states."""

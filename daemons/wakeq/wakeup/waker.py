@@ -31,6 +31,10 @@ A group
     twice. While one is up and one asleep, and while others have work that they do not get done,
     it is looked at once a second, to wake one more if the lag asks for it. Two hosts that look
     at the same moment may both wake their first; the second finds nothing and sleeps again.
+    In strict order one consumer at a time handles the messages, however many there are: one of
+    each host is up while there is something to do, to take over (`standby = "wait"`), or one in
+    all. Then, when that dies with messages in hand and another host is to take over, the re-check
+    finds it at the latest.
 
     While its stream is paused there is nothing to do for it, whatever there is: nobody is woken,
     and only its retry stream is watched, where `wakeq resume` rings. Consumers that are up obey
@@ -213,7 +217,7 @@ class Waker:
         group.in_vain_at = time.monotonic() if hinted and not woken else 0.0
         if group.any(UP) or not group.any(_JUST_ASLEEP):
             self._watcher.unwatch(group)
-            if group.any(UP) and group.any(_JUST_ASLEEP):
+            if group.any(UP) and group.any(_JUST_ASLEEP) and not group.is_strict:
                 self._look_in(group, _SCALE_SECONDS)
         elif look.work:  # others are up, elsewhere
             self._watcher.unwatch(group)
@@ -276,18 +280,15 @@ class Waker:
                 sleeper.woken_at = 0.0
                 self._queue(sleeper)
                 woken = True
-            elif pending:
+            elif pending and not (group.is_strict and group.any(UP)):
                 self._start(sleeper, look, "it has messages pending")
                 woken = True
-        up = look.others + sum(sleeper.state in UP for sleeper in group.sleepers)
         for sleeper in group.sleepers:
             if sleeper.state != ASLEEP:
                 continue
-            if not (look.lag > up * group.scale_lag if up else look.work):
+            if not group.wants_more(look):
                 break
-            reason = "messages are unread" if look.unread else "messages are claimable"
-            self._start(sleeper, look, reason if up == 0 else f"{look.lag} messages are unread")
-            up += 1
+            self._start(sleeper, look, _reason(group, look))
             woken = True
         return woken
 
@@ -381,6 +382,14 @@ class Waker:
             group=group.name,
             error=error,
         )
+
+
+def _reason(group: Group, look: Look) -> str:
+    if not look.work:
+        return "another host handles messages, it stands by"
+    if look.others or group.any(UP):
+        return f"{look.lag} messages are unread"
+    return "messages are unread" if look.unread else "messages are claimable"
 
 
 def _fields(sleeper: Sleeper) -> dict[str, str]:
