@@ -86,10 +86,11 @@ class Host:
 
     Args:
         consumers: the content of consumers/NAME.toml, by name; FOLDER in it is the folder.
+        settings: the content of wakeq.toml.
         files: what is copied into the folder.
     """
 
-    def __init__(self, consumers: dict[str, str], files: list[Path]) -> None:
+    def __init__(self, consumers: dict[str, str], settings: str, files: list[Path]) -> None:
         # Ctrl+C in the terminal goes to all its processes: hence the process groups below.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
@@ -105,6 +106,7 @@ class Host:
             name: Consumer(name, self._listening(name), self.folder) for name in consumers
         }
         self._texts = consumers
+        self._settings = settings
         self._files = files
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith("WAKEQ_")}
 
@@ -115,7 +117,8 @@ class Host:
             self._start_redis()
             for consumer in self.consumers.values():
                 consumer.start()
-            self._start_wakeup()
+            self._start_daemon("wakeup")
+            self._start_daemon("delay")
         except BaseException as error:
             self.__exit__(None, error, None)
             raise
@@ -149,13 +152,15 @@ class Host:
             if place == str(self.folder):
                 # "python /…/wakeq-consumer sizes"; "redis-server unixsocket:/…/redis.sock"
                 word = words[1] if "/python" in words[0] else words[0].partition(" ")[0]
+                if word == "-m":
+                    word = words[2]  # a part of wakeq-delay
                 found[pid] = os.path.basename(word)
         return found
 
     def wakeq(self, *words: str) -> str:
         """Run the command `wakeq` and return what it prints."""
         done = subprocess.run(
-            [BIN / "wakeq", words[0], *self._where, *words[1:]], env=self._environ,
+            [BIN / "wakeq", *self._where, *words], env=self._environ,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WAIT_SECONDS,
             process_group=0, check=False,
         )  # fmt: skip
@@ -181,6 +186,8 @@ class Host:
         for name, text in self._texts.items():
             path = self.folder / f"etc/consumers/{name}.toml"
             path.write_text(text.replace("FOLDER", str(self.folder)))
+        settings = self._settings.replace("FOLDER", str(self.folder))
+        (self.folder / "etc/wakeq.toml").write_text(settings)
         for file in self._files:
             shutil.copy(file, self.folder)
 
@@ -205,19 +212,20 @@ class Host:
         except redis.exceptions.ConnectionError:
             return False
 
-    def _start_wakeup(self) -> None:
-        # As systemd does with Type=notify: READY=1 comes when all consumers are being watched.
-        path = self.folder / "notify"
+    def _start_daemon(self, name: str) -> None:
+        # As systemd does with Type=notify: READY=1 comes when all consumers are being watched,
+        # and all that is delayed is known.
+        path = self.folder / f"notify-{name}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(str(path))
             notify.settimeout(WAIT_SECONDS)
             self.wait("the consumers' sockets", self._are_listening)
-            self._start("wakeup", BIN / "wakeq-wakeup", *self._where, NOTIFY_SOCKET=str(path))
+            self._start(name, BIN / f"wakeq-{name}", *self._where, NOTIFY_SOCKET=str(path))
             try:
                 while b"READY=1" not in notify.recv(4096):
                     pass
             except TimeoutError:
-                raise DemoError("wakeq-wakeup does not become ready", "wakeup") from None
+                raise DemoError(f"wakeq-{name} does not become ready", name) from None
 
     def _are_listening(self) -> bool:
         return all((self.folder / f"run/consumer/{name}.sock").exists() for name in self.consumers)

@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mishaps
 from host import DemoError, Host
 
 from wakeq import Publish, Publisher, keys
@@ -38,6 +39,7 @@ exec = ["FOLDER/verify"]
 concurrency = 2
 idle_timeout = "2.5s"
 """,
+    mishaps.GROUP: mishaps.CONSUMER,
 }
 STREAMS = {"sizes": "packages", "verify": "verify"}
 
@@ -102,6 +104,9 @@ class Demo:
         dpkg = [package for package in packages if package.package == "dpkg"]
         self.publish_with_command(dpkg[0])
         self.follow({"sizes": dpkg, "verify": dpkg})
+        self.check_nobody_runs()
+
+        mishaps.Mishaps(self._host, self.say, self.check, run).tell()
         self.check_nobody_runs()
         self.check_status()
 
@@ -275,10 +280,14 @@ class Demo:
         report = json.loads(self._host.wakeq("status", "--json"))
         for stream in report["streams"]:
             for group in stream["groups"]:
-                left = {what: group[what] for what in ("unread", "pending", "failed")}
+                # What failed in the second chapter was handled in the end.
+                kinds = ("unread", "pending", "dead")
+                if group["group"] != mishaps.GROUP:
+                    kinds += ("failed",)
+                left = {what: group[what] for what in kinds}
                 self.check(
                     not any(left.values()) and group["handled"] == stream["length"],
-                    f"nothing is unread, pending or failed in {group['group']}",
+                    f"nothing is {', '.join(kinds[:-1])} or {kinds[-1]} in {group['group']}",
                     f"{left}, handled {group['handled']} of {stream['length']}",
                 )
 
@@ -309,7 +318,8 @@ def run(*command: str) -> str:
 def main() -> int:
     """Run the demo and return its exit code."""
     demo = None
-    host = Host(CONSUMERS, [HERE / "sizes.py", HERE / "verify"])
+    files = [HERE / name for name in ("sizes.py", "verify", "depends.py")]
+    host = Host(CONSUMERS, mishaps.DELAY, files)
     try:
         with host:
             demo = Demo(host)

@@ -29,8 +29,15 @@ STORY = (
     "ok: {n} files of {n} packages have changed, which dpkg --verify finds, too",
     *("published one: wakeq publish", "sizes   woken {n} ms after the message: process {n}"),
     *("sizes   handled 1 of 1", "sizes   process {n} exited with 0", "ok: no consumer is running"),
-    *("$ wakeq status", "ok: nothing is unread, pending or failed in sizes"),
-    *("ok: nothing is unread, pending or failed in verify", "ok: nothing is left"),
+    "published {n} messages, one for each package that the required ones depend on",
+    "depends handled {n} of {n}; {n} fail, and wait for another try",
+    *("delay   {n} were repaired and handled", "depends {n} failed 3 times, and are dead letters"),
+    *("$ wakeq dead list depends", "ok: {n} dead letters, each with its error"),
+    *("wakeq dead retry depends --all --yes", "depends idle, exited"),
+    "ok: each was handled once, with the version that dpkg names",
+    *("ok: each kept the id", "ok: nothing is delayed or dead any more"),
+    *("$ wakeq status", "ok: nothing is unread, pending, dead or failed in sizes"),
+    *("ok: nothing is unread, pending, dead or failed in verify", "ok: nothing is left"),
     "demo: everything held",
 )
 
