@@ -84,6 +84,7 @@ class Line:
         """Return the messages that no lane has begun; they will not be handled."""
         back = [*self._lanes.take_back(), *self._waiting]
         self._waiting.clear()
+        self._begun = None
         return back
 
     def close(self) -> list[Message]:
@@ -108,6 +109,7 @@ class Line:
                 self._lanes.put(innocent)
             elif self._waiting[0].finished:
                 self._waiting.popleft()
+                self._begun = None
             elif self._hand.unfinished > sum(not m.finished for m in self._waiting):
                 break  # the lanes are at others yet
             else:
@@ -121,6 +123,9 @@ class Line:
         def count(reply: Reply) -> None:
             if isinstance(reply, ServerError):
                 raise reply
+            if not self._waiting or self._waiting[0] is not message:
+                self._asking = False
+                return  # taken back
             self._begun = int(reply or 0)
             tell()
 
