@@ -80,7 +80,7 @@ class Message:
 
     def become(self, items: Sequence[bytes]) -> None:
         """Have other fields, for another attempt in the same place."""
-        self._items = items
+        self._items = unfold(items)
         self._fields = None
 
     @property

@@ -133,5 +133,5 @@ def test_a_retry_takes_fields_as_a_publish_does() -> None:
     assert retry.fields == {b"body": b'{"a":1}', b"raw": b"\xff", b"n": b"7"}
     assert (str(retry), retry.delay) == ("later", 0)
     assert (str(Retry()), Retry().delay, Retry().fields) == ("", None, {})
-    with pytest.raises(ValueError, match="must not begin with 'wakeq.'"):
+    with pytest.raises(ValueError, match=r"must not begin with 'wakeq\.'"):
         Retry(fields={"wakeq.attempt": "1"})

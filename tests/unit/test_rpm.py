@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "packaging/rpm/wakeq.spec"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# What an admin enables, in the order of the spec.
+ENABLED = "wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer"
 SITE = "usr/lib/python3.12/site-packages"
 UNIT_FOLDER = "usr/lib/systemd/system"
 SYSTEMD_UNITS = [
@@ -259,9 +261,9 @@ def test_with_the_macros_of_fedora_those_are_used() -> None:
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     for line in (
         *("REQUIRES", "WHEEL", "INSTALL", "SAVE -l wakeq", "CHECK"),
-        "POST wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer wakeq.target",
-        "PREUN wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer wakeq-trim.service wakeq.target",
-        *("TMP wakeq.conf", "POSTUN wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer $units"),
+        f"POST {ENABLED} wakeq.target",
+        f"PREUN {ENABLED} wakeq-trim.service wakeq.target",
+        *("TMP wakeq.conf", f"POSTUN {ENABLED} $units"),
         "%files -f /made/by/save_files",
     ):
         assert line in lines, line
@@ -328,7 +330,7 @@ def test_installing_it_starts_and_enables_nothing_by_itself(
 ) -> None:
     # A preset is the distribution's or the admin's own decision.
     assert called(scripts, tmp_path, "POSTIN", 1) == [
-        "systemctl --no-reload preset wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer wakeq.target",
+        f"systemctl --no-reload preset {ENABLED} wakeq.target",
         "systemd-tmpfiles --create wakeq.conf",
         "journalctl --update-catalog",
         f"python3 -m compileall -q /{SITE}/wakeq",
@@ -356,7 +358,7 @@ def test_an_upgrade_restarts_what_runs_and_no_socket(
 
 def test_removing_it_stops_and_disables_all(scripts: dict[str, str], tmp_path: Path) -> None:
     assert called(scripts, tmp_path, "PREUN", 0) == [
-        "systemctl --no-reload disable --now --no-warn wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer"
+        f"systemctl --no-reload disable --now --no-warn {ENABLED}"
         " wakeq-trim.service wakeq.target",
         "systemctl --no-reload disable --no-warn wakeq-consumer@.socket",
         "systemctl stop wakeq-consumer@*.socket wakeq-consumer@*.service system-wakeq.slice",
@@ -368,7 +370,7 @@ def test_in_an_image_that_is_not_booted_nothing_is_stopped(
 ) -> None:
     (tmp_path / "booted").rmdir()
     assert called(scripts, tmp_path, "PREUN", 0) == [
-        "systemctl --no-reload disable --no-warn wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer"
+        f"systemctl --no-reload disable --no-warn {ENABLED}"
         " wakeq-trim.service wakeq.target",
         "systemctl --no-reload disable --no-warn wakeq-consumer@.socket",
     ]

@@ -193,15 +193,18 @@ class Link:
 
     def _take_sign_up(self, reply: Reply) -> None:
         """Learn whether the stream is in the registry now; who may not add to it does without."""
-        self._is_registered = True
-        if isinstance(reply, ServerError) and reply.code == "MOVED":
+        code = reply.code if isinstance(reply, ServerError) else ""
+        # What passes by itself is tried again after the next connect.
+        self._is_registered = code not in TRANSIENT
+        if code == "MOVED":
             # On Cluster the registry is in a slot of its own.
             elsewhere = Connection(self._url, "wakeq-consumer", keys.STREAMS)
             try:
                 elsewhere.connect()
                 elsewhere.call(*self._sign_up)
+                self._is_registered = True
             except (UnavailableError, ServerError):
-                self._is_registered = False  # after the next connect, then
+                pass  # after the next connect, then
             finally:
                 elsewhere.close()
 
