@@ -103,6 +103,7 @@ class Model:
         owed: what each group must have handled in the end, by first id.
         handled: what each group has handled.
         excused: what somebody took away from a group.
+        moved: groups that somebody set back or forth, which may have a message twice.
         first_ids: of each entry that there ever was, by group ('' for the stream).
     """
 
@@ -112,6 +113,7 @@ class Model:
         self.owed: dict[str, set[str]] = {}
         self.handled: dict[str, set[str]] = {}
         self.excused: dict[str, set[str]] = {}
+        self.moved: set[str] = set()
         self.first_ids: dict[tuple[str, Id], str] = {}
 
     # -- groups and entries ------------------------------------------------------------------
@@ -125,6 +127,14 @@ class Model:
         self.owed[group] = waiting | {self.state.stream[each].first_id for each in unread}
         self.handled[group] = set()
         self.excused[group] = set()
+
+    def move(self, group: str, start: str) -> None:
+        """Set a group back to '0', or forth to '$'."""
+        if start == "$":
+            unread = self.state.unread(group, STREAM)
+            self.excused[group] |= {self.state.stream[each].first_id for each in unread}
+        self.state.groups[group].readings[STREAM].delivered = self.last if start == "$" else FIRST
+        self.moved.add(group)
 
     def add(self, entry_id: Id, copy: Copy, group: str = "") -> None:
         """Have an entry in the stream, or in the retry stream of a group."""

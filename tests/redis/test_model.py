@@ -69,7 +69,7 @@ DELAYED, DATA, REPAIRS, PAUSED = (
 )
 # Of the second, an id among the delayed ones looks like one of the first that is there twice.
 GROUPS = ("g", "g@2", "späte:r")
-CONSUMERS = ("host/orders", "host/orders:2")
+CONSUMERS = ("host/orders", "host/orders:2", "other/orders")
 LAST = "last"
 HOUR_MS = 3_600_000
 HANDED_BACK_MS = 2**31 - 1
@@ -92,7 +92,7 @@ CHANGES = st.dictionaries(NAME, VALUE, max_size=2)
 # More than a script passes on one by one: they are folded when the message fails.
 MANY: Pairs = tuple((b"f%d" % number, b"") for number in range(3600))
 PICKS = st.sets(st.integers(0, 5), min_size=1, max_size=4)
-SEAT = st.tuples(st.integers(0, 2), st.integers(0, 1))
+SEAT = st.tuples(st.integers(0, 2), st.integers(0, 2))
 DELAY = st.sampled_from([0, 0, HOUR_MS, -1])
 AGAIN = st.booleans()
 
@@ -236,20 +236,20 @@ class Life(RuleBasedStateMachine):
         """Return a consumer that has something in hand."""
         busy = [each for each in self.hands if self.hands[each]]
         if busy:
-            return busy[(seat[0] * 2 + seat[1]) % len(busy)]
+            return busy[(seat[0] * 3 + seat[1]) % len(busy)]
         chosen = self.seat(seat)
         for _ in range(2):
-            for source, entries in self.read_new(chosen, 3):
-                self.take(chosen, source, entries)
+            self.take_new(chosen, 3)
             if self.hands[chosen]:
                 break
-            self.publish(((b"body", b"x"),), None, False)
+            self.publish((((b"body", b"x"),), None), (((b"body", b"y"),), b"k"))
         return chosen
 
     def fail_one(self, seat: tuple[int, int], delay: int) -> None:
         """Have something fail, so that there is a message that has."""
         chosen = self.holder(seat)
-        (source, entry_id), message = next(iter(self.hands[chosen].items()))
+        hand = self.hands[chosen].items()
+        (source, entry_id), message = max(hand, key=lambda each: each[1].attempt)
         self.fail_some(chosen, source, [((entry_id, message), delay)], {}, False)
 
     def group_with(self, part: str, seat: tuple[int, int], delay: int) -> str:
@@ -331,18 +331,29 @@ class Life(RuleBasedStateMachine):
             self.hands[seat] = {}
             self.ask("DEL", keys.alive(S, *seat))
 
-    @rule(seat=SEAT, claimer=st.booleans())
-    def stall(self, seat: tuple[int, int], claimer: bool) -> None:
+    @rule(seat=SEAT, picks=PICKS, then=st.sampled_from(["acknowledge", "fail", "keep", "publish"]))
+    def stall(self, seat: tuple[int, int], picks: set[int], then: str) -> None:
         """A process pauses for so long that others take what it has; then it goes on."""
-        group, consumer = self.holder(seat)
-        other = next(each for each in CONSUMERS if each != consumer)
+        group, consumer = chosen = self.holder(seat)
+        other = CONSUMERS[(CONSUMERS.index(consumer) + 1) % len(CONSUMERS)]
         self.wake((group, other))
-        self.alive.remove((group, consumer))
-        self.ask("DEL", keys.alive(S, group, consumer))
-        if claimer:
-            self.claim_all((group, other), 2, NEVER_FORGET)
-        self.run("join", [keys.alive(S, group, consumer)], f"process of {consumer}", "", 600_000)
-        self.alive.add((group, consumer))
+        self.alive.remove(chosen)
+        self.ask("DEL", keys.alive(S, *chosen))
+        self.claim_all((group, other), 2, NEVER_FORGET)
+        self.run("join", [keys.alive(S, *chosen)], f"process of {consumer}", "", 600_000)
+        self.alive.add(chosen)
+        for source in (STREAM, RETRY):
+            messages = self.hand(chosen, source, picks)
+            ids = [each for each, _ in messages]
+            if then == "acknowledge":
+                self.finish(chosen, source, ids)
+            elif then == "fail" and messages:
+                self.fail_some(chosen, source, [(each, 0) for each in messages], {}, True)
+            elif then == "publish":
+                self.finish_joint(chosen, source, ids, [(T, ((b"body", b"late"),))], True)
+            elif then == "keep":
+                for entry_id in self.set_idle(chosen, source, ids, False):
+                    del self.hands[chosen][source, entry_id]
 
     @rule(seat=SEAT)
     def stop(self, seat: tuple[int, int]) -> None:
@@ -353,7 +364,7 @@ class Life(RuleBasedStateMachine):
             self.set_idle((group, consumer), source, [i for of, i in hand if of == source], True)
         retry = keys.retry(S, group)
         last = max(self.model.state.groups[group].retry, default=FIRST)
-        names = [keys.alive(S, group, consumer), retry, keys.owner(S, group)]
+        names = [keys.alive(S, group, consumer), retry, keys.owner(S, group), keys.turn(S, group)]
         ring = consumer if hand else ""
         assert self.run("leave", names, f"process of {consumer}", ring, "") == 1
         for entry_id, items in self.new_entries(retry, last):
@@ -389,22 +400,27 @@ class Life(RuleBasedStateMachine):
     @rule(messages=st.lists(st.tuples(FIELDS, st.none() | VALUE), min_size=1, max_size=3))
     def publish_some(self, messages: list[tuple[Pairs, bytes | None]]) -> None:
         """Somebody publishes, in whatever language."""
-        for pairs, key in messages:
-            self.publish(pairs, key, bool(len(pairs) % 2))
+        self.publish(*messages)
 
-    def publish(self, pairs: Pairs, key: bytes | None, in_front: bool) -> None:
-        """Add a message to the stream, with our fields in front or behind."""
-        own = () if key is None else ((KEY, key),)
-        items = [part for pair in (own + pairs if in_front else pairs + own) for part in pair]
-        entry_id = self.ask("XADD", S, "*", *items)
-        self.model.add(parse(entry_id), Copy(entry_id.decode(), pairs, key or b""))
+    def publish(self, *messages: tuple[Pairs, bytes | None]) -> None:
+        """Add messages to the stream, their ids next to each other."""
+        commands: list[Any] = [("MULTI",)]
+        for pairs, key in messages:
+            own = () if key is None else ((KEY, key),)
+            # Our fields may stand in front or behind.
+            order = own + pairs if len(pairs) % 2 else pairs + own
+            commands.append(("XADD", S, "*", *(part for pair in order for part in pair)))
+        self.is_sound = False
+        raw_ids = self.connection.call_many([*commands, ("EXEC",)])[-1]
+        for raw_id, (pairs, key) in zip(raw_ids, messages, strict=True):
+            self.model.add(parse(raw_id), Copy(raw_id.decode(), pairs, key or b""))
 
     @rule()
     def publish_many_fields(self) -> None:
         """Somebody publishes a message of many fields; one in a life is enough."""
         if not self.has_many:
             self.has_many = True
-            self.publish(MANY, b"k", False)
+            self.publish((MANY, b"k"))
 
     @rule(pairs=FIELDS, dedup=st.sampled_from("kl"), again=AGAIN)
     def publish_once(self, pairs: Pairs, dedup: str, again: bool) -> None:
@@ -448,12 +464,34 @@ class Life(RuleBasedStateMachine):
     def read(self, seat: tuple[int, int], count: int, is_lost: bool) -> None:
         """A consumer reads; if the reply is lost, it asks for what is pending for it."""
         chosen = self.seat(seat)
-        read = self.read_new(chosen, count)
         if is_lost:
+            self.read_new(chosen, count)
             self.recover(chosen)
         else:
-            for source, entries in read:
-                self.take(chosen, source, entries)
+            self.take_new(chosen, count)
+
+    def take_new(self, seat: Seat, count: int) -> bool:
+        """Have a consumer read; tells whether there was anything."""
+        read = self.read_new(seat, count)
+        for source, entries in read:
+            self.take(seat, source, entries)
+        return bool(read)
+
+    @rule(seat=SEAT)
+    def catch_up(self, seat: tuple[int, int]) -> None:
+        """All groups come to the end of their streams."""
+        for group in self.model.state.groups:
+            last = group, CONSUMERS[seat[1]]
+            self.wake(last)
+            while self.take_new(last, 1000):
+                pass
+        for each in self.alive:
+            self.finish_all(each)
+
+    def finish_all(self, seat: Seat) -> None:
+        """Acknowledge all that a consumer has in hand."""
+        for source in (STREAM, RETRY):
+            self.finish(seat, source, [i for of, i in self.hands[seat] if of == source])
 
     def read_new(self, seat: Seat, count: int) -> list[tuple[int, Any]]:
         """Have a consumer read what nobody had yet, from both of its streams."""
@@ -467,14 +505,22 @@ class Life(RuleBasedStateMachine):
             assert [parse(raw_id) for raw_id, _ in read.get(source, [])] == expected
         return list(read.items())
 
-    @rule(seat=SEAT, count=st.integers(1, 3), forget=st.sampled_from([NEVER_FORGET, FORGET]))
-    def claim(self, seat: tuple[int, int], count: int, forget: int) -> None:
-        """A consumer takes over what is pending for those that are gone."""
-        group, consumer = self.holder(seat)
-        self.kill((group, consumer))
-        other = next(each for each in CONSUMERS if each != consumer)
-        self.wake((group, other))
-        self.claim_all((group, other), count, forget)
+    @rule(
+        seat=SEAT,
+        die=st.sets(st.sampled_from(CONSUMERS)),
+        count=st.integers(1, 3),
+        forget=st.sampled_from([NEVER_FORGET, FORGET]),
+    )
+    def claim(self, seat: tuple[int, int], die: set[str], count: int, forget: int) -> None:
+        """A consumer takes over what is pending for those that are gone, and nothing else."""
+        group, consumer = self.seat(seat)
+        for other in CONSUMERS:
+            if other != consumer:
+                self.wake((group, other))
+                self.take_new((group, other), 1)
+                if other in die:
+                    self.kill((group, other))
+        self.claim_all((group, consumer), count, forget)
 
     def claim_all(self, seat: Seat, count: int, forget: int) -> None:
         """Look at both streams for what to claim."""
@@ -534,11 +580,17 @@ class Life(RuleBasedStateMachine):
     ) -> None:
         """A handler returned messages to be published."""
         chosen = self.holder(seat)
-        group, _ = chosen
         source = RETRY if self.hand(chosen, RETRY, picks) else STREAM
         ids = [each for each, _ in self.hand(chosen, source, picks)]
+        self.finish_joint(chosen, source, ids, returned, again)
+
+    def finish_joint(
+        self, seat: Seat, source: int, ids: list[Id], returned: list[Any], again: bool
+    ) -> None:
+        """Acknowledge messages in hand, and publish others with that."""
         if not ids:
             return
+        group, _ = seat
         names = [(S, keys.retry(S, group))[source], keys.stats(S, group)]
         names += [target for target, _ in returned]
         arguments: list[Any] = [group, int(source == RETRY), "", len(ids), *map(text, ids)]
@@ -555,7 +607,7 @@ class Life(RuleBasedStateMachine):
             for (entry_id, _), pairs in zip(self.new_entries(S, last), here, strict=True):
                 self.model.add(entry_id, Copy(text(entry_id), pairs))
         for entry_id in ids:
-            del self.hands[chosen][source, entry_id]
+            del self.hands[seat][source, entry_id]
 
     @rule(
         seat=SEAT,
@@ -578,6 +630,15 @@ class Life(RuleBasedStateMachine):
             failed = list(zip(self.hand(chosen, source, picks), delays, strict=False))
             if failed:
                 self.fail_some(chosen, source, failed, changes, again)
+
+    @rule(seat=SEAT, repair=st.booleans())
+    def try_again(self, seat: tuple[int, int], repair: bool) -> None:
+        """A message fails, and comes again at once, unless it waits for a repair."""
+        self.fail_one(seat, 0)
+        self.move(1000, repair)
+        for group in self.model.state.groups:
+            self.wake((group, CONSUMERS[seat[1]]))
+            self.take_new((group, CONSUMERS[seat[1]]), 1000)
 
     def fail_some(
         self,
@@ -664,11 +725,36 @@ class Life(RuleBasedStateMachine):
                 member, token, _, (_, _, *items) = found
                 self.job = (member.decode(), token, self.model.state.repairs[expected], items)
 
-    @rule(outcome=st.sampled_from(["same", "changed", "dead"]), changes=CHANGES, again=AGAIN)
-    def finish_repair(self, outcome: str, changes: dict[bytes, bytes], again: bool) -> None:
+    def give_back(self) -> None:
+        """Have others repair at once what was handed out, as who is stopped in the midst of it."""
+        repairs = self.model.state.repairs
+        for member, waiting in repairs.items():
+            self.ask("ZADD", REPAIRS, "XX", 1, member)
+            repairs[member] = replace(waiting, due=1)
+
+    @rule(
+        outcome=st.sampled_from(["same", "changed", "dead"]),
+        changes=CHANGES,
+        late=st.sampled_from(["", "", "given back", "failed again"]),
+        again=AGAIN,
+    )
+    def finish_repair(
+        self, outcome: str, changes: dict[bytes, bytes], late: str, again: bool
+    ) -> None:
         """A repair is over, whatever has become of its message meanwhile."""
         if self.job is None:
             self.hand_out((0, 0), False)
+        if late:
+            self.give_back()
+        if late == "failed again" and self.job is not None:
+            self.move(1000, False)
+            chosen = self.job[2].group, CONSUMERS[0]
+            self.wake(chosen)
+            self.take_new(chosen, 1000)
+            for (source, entry_id), message in list(self.hands[chosen].items()):
+                if message.id == self.job[2].copy.first_id:
+                    self.fail_some(chosen, source, [((entry_id, message), 0)], {}, False)
+            self.move(1000, True)
         if self.job is None:
             return  # somebody else has them all
         (member, token, job, items), self.job = self.job, None
@@ -810,6 +896,13 @@ class Life(RuleBasedStateMachine):
             self.model.last if start == "$" else FIRST
         )
 
+    @rule(seat=SEAT, start=st.sampled_from(["0", "0", "$"]))
+    def foreign_setid(self, seat: tuple[int, int], start: str) -> None:
+        """Somebody moves a group of ours: it has messages twice, or never."""
+        group, _ = self.seat(seat)
+        self.ask("XGROUP", "SETID", S, group, start)
+        self.model.move(group, start)
+
     @rule(count=st.integers(1, 5))
     def foreign_group_reads(self, count: int) -> None:
         """Somebody reads, and handles half of it."""
@@ -841,7 +934,7 @@ class Life(RuleBasedStateMachine):
         assert state == self.model.state
         for group in state.groups:
             places = self.model.places(state, group)
-            assert len(places) == len(set(places))
+            assert group in self.model.moved or len(places) == len(set(places))
             assert self.model.missing(group, places) == set()
         self.is_sound = True
 
@@ -854,11 +947,7 @@ class Life(RuleBasedStateMachine):
     def drain(self) -> None:
         """Have one consumer for each group handle all there is; nothing is left then."""
         self.make_these_due(list(self.model.state.delayed), False)
-        repairs = self.model.state.repairs
-        for member, waiting in repairs.items():
-            # As by who was stopped in the midst of it.
-            self.ask("ZADD", REPAIRS, "XX", 1, member)
-            repairs[member] = replace(waiting, due=1)
+        self.give_back()
         while self.move(2, False):
             pass
         self.foreign_group_ends()
@@ -889,13 +978,9 @@ class Life(RuleBasedStateMachine):
         while True:
             for _ in range(2):  # a consumer that has something pending is not forgotten yet
                 self.claim_all(seat, 1000, FORGET)
-            read = self.read_new(seat, 2)
-            for source, entries in read:
-                self.take(seat, source, entries)
-            if not read and not self.hands[seat]:
+            if not self.take_new(seat, 2) and not self.hands[seat]:
                 break
-            for source in (STREAM, RETRY):
-                self.finish(seat, source, [i for of, i in self.hands[seat] if of == source])
+            self.finish_all(seat)
         for key in (S, keys.retry(S, group)):
             assert set(self.consumers(key, group)) <= {consumer}
         self.kill(seat)
