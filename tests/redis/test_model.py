@@ -90,6 +90,7 @@ NAME = st.sampled_from([b"body", b"", b"\0\xff\r\n", b"wakeq", "größe".encode(
 FIELDS = st.lists(st.tuples(NAME, VALUE), min_size=1, max_size=4).map(tuple)
 CHANGES = st.dictionaries(NAME, VALUE, max_size=2)
 # More than a script passes on one by one: they are folded when the message fails.
+BODY: Pairs = ((b"body", b"x"),)
 MANY: Pairs = tuple((b"f%d" % number, b"") for number in range(3600))
 PICKS = st.sets(st.integers(0, 5), min_size=1, max_size=4)
 SEAT = st.tuples(st.integers(0, 2), st.integers(0, 2))
@@ -242,7 +243,7 @@ class Life(RuleBasedStateMachine):
             self.take_new(chosen, 3)
             if self.hands[chosen]:
                 break
-            self.publish((((b"body", b"x"),), None), (((b"body", b"y"),), b"k"))
+            self.publish((BODY, None), (BODY, b"k"))
         return chosen
 
     def fail_one(self, seat: tuple[int, int], delay: int) -> None:
@@ -350,7 +351,7 @@ class Life(RuleBasedStateMachine):
             elif then == "fail" and messages:
                 self.fail_some(chosen, source, [(each, 0) for each in messages], {}, True)
             elif then == "publish":
-                self.finish_joint(chosen, source, ids, [(T, ((b"body", b"late"),))], True)
+                self.finish_joint(chosen, source, ids, [(T, BODY)], True)
             elif then == "keep":
                 for entry_id in self.set_idle(chosen, source, ids, False):
                     del self.hands[chosen][source, entry_id]
@@ -514,6 +515,7 @@ class Life(RuleBasedStateMachine):
     def claim(self, seat: tuple[int, int], die: set[str], count: int, forget: int) -> None:
         """A consumer takes over what is pending for those that are gone, and nothing else."""
         group, consumer = self.seat(seat)
+        self.publish((BODY, None), (BODY, None))
         for other in CONSUMERS:
             if other != consumer:
                 self.wake((group, other))
@@ -836,9 +838,12 @@ class Life(RuleBasedStateMachine):
 
     # -- trimming, and a pause's end -------------------------------------------------------------
 
-    @rule(keep=st.integers(0, 3), size=st.sampled_from([1, 2000]))
-    def trim(self, keep: int, size: int) -> None:
-        """wakeq-trim comes by."""
+    @rule(seat=SEAT, keep=st.integers(0, 3), size=st.sampled_from([1, 2000]), late=st.booleans())
+    def trim(self, seat: tuple[int, int], keep: int, size: int, late: bool) -> None:
+        """wakeq-trim comes by, in the midst of it or when all is handled."""
+        if late:
+            self.foreign_group_ends()
+            self.catch_up(seat)
         self.trim_to(keep, size)
 
     def trim_to(self, keep: int, size: int) -> None:
