@@ -47,10 +47,12 @@ class Bench:
         """Return the environment of a program; handlers.py tells what it saw in the folder."""
         return {**os.environ, "OUT": self.folder, **more}
 
-    def consumer(self, *options: str, **environment: str) -> "subprocess.Popen[bytes]":
+    def consumer(
+        self, *options: str, name: str = "load", **environment: str
+    ) -> "subprocess.Popen[bytes]":
         """Start a consumer of the stream `load`."""
         return subprocess.Popen(
-            self.command("wakeq-consumer", "load", *options), env=self.environment(**environment)
+            self.command("wakeq-consumer", name, *options), env=self.environment(**environment)
         )
 
     def wakeup(self) -> "subprocess.Popen[bytes]":
@@ -85,6 +87,10 @@ class Bench:
     def fill(self, count: int, body: bytes = BODY) -> None:
         """Have a backlog of so many messages, and nothing else."""
         self.redis.flushall()
+        self.add(count, body)
+
+    def add(self, count: int, body: bytes = BODY) -> None:
+        """Add so many messages."""
         step = max(1, min(5000, 20_000_000 // len(body)))
         for start in range(0, count, step):
             pipe = self.redis.pipeline(transaction=False)

@@ -29,6 +29,8 @@ TARGETS = (
     "memory",
     "delay",
     "trim",
+    "strict",
+    "retry",
 )
 # By their name alone, because they take longer and need root.
 ON_REQUEST = ("booted",)

@@ -27,11 +27,14 @@
 redis.call('ZCARD', KEYS[3]) -- an error here, if a key is something else, changes nothing
 redis.call('HLEN', KEYS[4])
 redis.call('XLEN', KEYS[5])
-local time = redis.call('TIME')
+local call = redis.call
+local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now_text = string.format('%d', now)
 local results = {}
 local failed, dead = 0, 0
 local done = {}
+local first_due, first_member
 local at = 7
 while at <= #ARGV do
   local entry, first = ARGV[at], ARGV[at + 1]
@@ -39,8 +42,7 @@ while at <= #ARGV do
   local from, to = at + 4, at + 3 + count
   at = to + 1
   local result = -1
-  if #redis.call('XPENDING', KEYS[1], ARGV[1], entry, entry, 1, ARGV[2]) > 0 then
-    local items = {'wakeq.failed_at', string.format('%d', now)}
+  if call('XPENDING', KEYS[1], ARGV[1], entry, entry, 1, ARGV[2])[1] then
     local is_first = true
     for i = from, to, 2 do
       if ARGV[i] == 'wakeq.first_failed_at' then
@@ -50,43 +52,45 @@ while at <= #ARGV do
         break
       end
     end
+    -- Where they go and what they are, put together at once: that is most of what this costs.
+    local items
     if is_first then
-      items[3], items[4] = 'wakeq.first_failed_at', items[2]
-    end
-    local head = #items
-    for i = from, to do
-      items[head + 1 + i - from] = ARGV[i]
+      items = {ARGV[1], first, 'wakeq.failed_at', now_text, 'wakeq.first_failed_at', now_text,
+        unpack(ARGV, from, to)}
+    else
+      items = {ARGV[1], first, 'wakeq.failed_at', now_text, unpack(ARGV, from, to)}
     end
     if delay < 0 then
-      redis.call('XADD', KEYS[5], '*', unpack(items))
+      call('XADD', KEYS[5], '*', unpack(items, 3))
       dead = dead + 1
       result = 0
     else
       local member = first .. '@' .. ARGV[1]
+      local packed = cmsgpack.pack(items)
       local number = 1
-      while redis.call('HEXISTS', KEYS[4], member) == 1 do
+      while call('HSETNX', KEYS[4], member, packed) == 0 do
         number = number + 1
         member = first .. '@' .. ARGV[1] .. '@' .. number
       end
-      table.insert(items, 1, ARGV[1])
-      table.insert(items, 2, first)
-      redis.call('HSET', KEYS[4], member, cmsgpack.pack(items))
       result = now + delay
-      redis.call('ZADD', KEYS[3], result, member)
-      if redis.call('ZRANGE', KEYS[3], 0, 0)[1] == member then
-        -- A hint only, and not everybody may publish.
-        redis.pcall('PUBLISH', ARGV[6], ARGV[5])
+      call('ZADD', KEYS[3], result, member)
+      if not first_due or result < first_due then
+        first_due, first_member = result, member
       end
     end
     failed = failed + 1
-    done[#done + 1] = entry
+    done[failed] = entry
   end
   results[#results + 1] = result
 end
+if first_due and call('ZRANK', KEYS[3], first_member) == 0 then
+  -- A hint only, and not everybody may publish.
+  redis.pcall('PUBLISH', ARGV[6], ARGV[5])
+end
 if failed > 0 then
-  redis.call('XACK', KEYS[1], ARGV[1], unpack(done))
+  call('XACK', KEYS[1], ARGV[1], unpack(done))
   if ARGV[3] == '1' then
-    redis.call('XDEL', KEYS[1], unpack(done))
+    call('XDEL', KEYS[1], unpack(done))
   end
   redis.pcall('HINCRBY', KEYS[2], 'failed', failed)
   if dead > 0 then
