@@ -190,11 +190,12 @@ class Core:
         if terms.dedup is None and terms.due is None:
             add = _add(message)
             return add, add
-        stream, window_ms = message.stream, round(terms.window_seconds * 1000)
-        if window_ms < 1:
+        if not 0.001 <= terms.window_seconds <= _LONGEST_DELAY_SECONDS:
             raise ValueError(
-                f"dedup_window must be at least 0.001 seconds, not {terms.window_seconds}"
+                "dedup_window must be at least 0.001 seconds and at most"
+                f" {_LONGEST_DELAY_SECONDS:.0f}, not {terms.window_seconds}"
             )
+        stream, window_ms = message.stream, round(terms.window_seconds * 1000)
         script, script_keys = self._once, [stream]
         arguments: list[Argument] = [window_ms, *message.items]
         if terms.due is not None:

@@ -202,6 +202,14 @@ def test_schedule_refuses_a_key_of_another_type_and_changes_nothing(
     assert client.keys() == [key.encode()]
 
 
+def test_schedule_refuses_a_window_out_of_range_and_changes_nothing(
+    delayed: Delayed, client: redis_py.Redis
+) -> None:
+    with pytest.raises(ServerError, match="out of range"):
+        delayed.schedule(dedup="k", window=10**18)
+    assert client.keys() == []
+
+
 def test_schedule_refuses_without_memory_and_changes_nothing(
     full: Callable[[], Delayed], own_redis: RedisServer
 ) -> None:

@@ -106,6 +106,16 @@ def test_asked_again_after_a_lost_reply_moves_nothing_twice(
     assert client.xlen(RETRY) == 1
 
 
+def test_what_is_moved_is_what_is_deleted_also_if_its_id_is_not_whole(
+    connection: Connection, client: redis_py.Redis
+) -> None:
+    bury(client, "5-1")
+    bury(client, "5-2")
+    assert len(redrive(connection, "5")) == 1
+    assert [entry_id for entry_id, _ in client.xrange(DEAD)] == [b"5-2"]
+    assert [fields[b"wakeq.first_id"] for _, fields in client.xrange(RETRY)] == [b"5-17"]
+
+
 def test_a_message_without_user_fields_keeps_its_id(
     connection: Connection, client: redis_py.Redis
 ) -> None:

@@ -158,6 +158,9 @@ def test_sends_large_messages_before_the_batch_is_full(
         (("orders", "x"), {"fields": {"wakeq.attempt": 1}}, ValueError),
         (("orders", object()), {}, TypeError),
         (("orders", "x"), {"dedup": "k", "dedup_window": 0}, ValueError),
+        (("orders", "x"), {"dedup": "k", "dedup_window": 1e17}, ValueError),
+        (("orders", "x"), {"dedup": "k", "dedup_window": float("inf")}, ValueError),
+        (("orders", "x"), {"dedup": "k", "dedup_window": float("nan"), "delay": 1}, ValueError),
     ],
 )
 def test_refuses_what_is_no_message(
@@ -165,9 +168,11 @@ def test_refuses_what_is_no_message(
     arguments: tuple[object, ...],
     options: dict[str, object],
     kind: type[Exception],
+    redis: RedisServer,
 ) -> None:
     with pytest.raises(kind):
         publisher.publish(*arguments, **options)  # type: ignore[arg-type]
+    assert redis.client().keys() == []
 
 
 @pytest.mark.parametrize("dedup", [None, "k"])

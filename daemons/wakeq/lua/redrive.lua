@@ -53,7 +53,8 @@ for i, id in ipairs(ARGV) do
       result = 'ERR it has ' .. #items / 2 .. ' fields, more than can be moved'
     else
       result = redis.call('XADD', KEYS[2], '*', unpack(items))
-      redis.call('XDEL', KEYS[1], id)
+      -- Not `id`, which need not be whole: 5 finds 5-1 and deletes 5-0.
+      redis.call('XDEL', KEYS[1], entry[1])
     end
   end
   results[i] = result

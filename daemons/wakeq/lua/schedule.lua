@@ -55,11 +55,12 @@ local items = {'', id, 'wakeq.first_id', id}
 for i = 6, #ARGV do
   items[i - 1] = ARGV[i]
 end
-redis.call('HSET', KEYS[3], id, cmsgpack.pack(items))
-redis.call('ZADD', KEYS[2], due, id)
 if KEYS[4] then
+  -- First, because it fails if the window is out of range.
   redis.call('SET', KEYS[4], id, 'PX', math.max(window, due - now + 60000))
 end
+redis.call('HSET', KEYS[3], id, cmsgpack.pack(items))
+redis.call('ZADD', KEYS[2], due, id)
 if redis.call('ZRANGE', KEYS[2], 0, 0)[1] == id then
   -- A hint only, and not everybody may publish.
   redis.pcall('PUBLISH', ARGV[1], ARGV[2])
