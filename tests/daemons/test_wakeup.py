@@ -235,6 +235,77 @@ def test_consumers_of_other_hosts_count_as_awake(
     orders.wait_woken()
 
 
+STRICT = 'handler = "a:b"\norder = "strict"\nscale_lag = 1\n'
+
+
+def lives_elsewhere(host: WakeupHost, name: str = "one/orders") -> None:
+    host.redis.xgroup_createconsumer("orders", "orders", name)
+    host.redis.set(f"wakeq:{{orders}}:alive:orders:{name}", "1")
+
+
+def test_in_strict_order_one_instance_is_woken_however_much_there_is(host: WakeupHost) -> None:
+    first = host.consumer("orders", STRICT)
+    second, other = host.consumer("orders:2"), host.consumer("other")
+    host.start()
+    host.redis.xadd("orders", {"a": "b"})
+    first.wait_woken()
+    for _ in range(50):
+        host.redis.xadd("orders", {"a": "b"})
+    for _ in range(3):  # each of these is a look
+        host.redis.xadd("other", {"a": "b"})
+        other.wait_woken().handle()
+        other.sleep()
+    assert not second.woken()
+    first.handle()
+    first.sleep()
+    host.redis.xadd("orders", {"a": "b"})
+    first.wait_woken()
+    assert not second.woken()
+
+
+def test_in_strict_order_one_is_woken_to_stand_by_while_another_host_is_at_it(
+    host: WakeupHost,
+) -> None:
+    orders, second = host.consumer("orders", STRICT), host.consumer("orders:2")
+    orders.join()
+    lives_elsewhere(host)
+    host.redis.xadd("orders", {"a": "b"})
+    orders.read("one/orders")
+    host.start()
+    orders.wait_woken()
+    assert not second.woken()
+
+
+def test_in_strict_order_nobody_is_woken_to_stand_by_for_nothing(
+    host: WakeupHost, notify_socket: NotifySocket
+) -> None:
+    orders = host.consumer("orders", STRICT)
+    orders.join()
+    lives_elsewhere(host)
+    host.redis.xadd("orders", {"a": "b"})
+    host.redis.xack("orders", "orders", *orders.read("one/orders"))
+    host.start()
+    notify_socket.wait_for("READY=1")
+    assert not orders.woken()
+
+
+def test_in_strict_order_nobody_is_woken_who_would_exit_at_once(host: WakeupHost) -> None:
+    orders = host.consumer("orders", STRICT + 'standby = "exit"\n')
+    orders.join()
+    lives_elsewhere(host)
+    host.redis.xadd("orders", {"a": "b"})
+    orders.read("one/orders")
+    host.redis.xadd("orders", {"a": "b"})
+    other = host.consumer("other")
+    host.start("--recheck=1s")
+    host.redis.xadd("other", {"a": "b"})
+    other.wait_woken()
+    assert not orders.woken()
+    # What the other one had is not left to it for claim_after, once it is dead.
+    host.redis.delete("wakeq:{orders}:alive:orders:one/orders")
+    orders.wait_woken()
+
+
 def test_own_pending_messages_wake_the_very_instance_that_has_them(host: WakeupHost) -> None:
     first, second = host.consumer("orders"), host.consumer("orders:2")
     host.redis.xadd("orders", {"a": "b"})
