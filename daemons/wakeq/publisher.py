@@ -44,8 +44,8 @@ class _GivenClient:
     def redirected(self, _error: BaseException) -> bool:
         return False
 
-    def lost(self, _key: str) -> None:
-        pass
+    def lost(self, _key: str, _error: BaseException) -> bool:
+        return False
 
     def close(self) -> None:
         pass
@@ -74,8 +74,10 @@ class _Publisher:
             pipeline.execute_command(*command)
         return pipeline
 
-    def _failed(self, exchange: Exchange, error: Exception) -> WakeqError:
-        self._servers.lost(exchange.key)
+    def _failed(self, exchange: Exchange, error: Exception) -> WakeqError | None:
+        """Return what it means; None: it was not sent, and another server may be asked."""
+        if self._servers.lost(exchange.key, error):
+            return None
         return explained(error, self._servers.url)
 
 
@@ -167,10 +169,12 @@ class Publisher(_Publisher):
                 outcome = None
 
     def _send(self, exchange: Exchange) -> Outcome:
-        try:
-            return list(self._pipeline(exchange).execute(raise_on_error=False))
-        except (redis.exceptions.RedisError, OSError) as error:
-            return self._failed(exchange, error)
+        while True:
+            try:
+                return list(self._pipeline(exchange).execute(raise_on_error=False))
+            except (redis.exceptions.RedisError, OSError) as error:
+                if failure := self._failed(exchange, error):
+                    return failure
 
 
 class AsyncPublisher(_Publisher):
@@ -226,10 +230,12 @@ class AsyncPublisher(_Publisher):
                 outcome = None
 
     async def _send(self, exchange: Exchange) -> Outcome:
-        try:
-            return list(await self._pipeline(exchange).execute(raise_on_error=False))
-        except (redis.exceptions.RedisError, OSError) as error:
-            return self._failed(exchange, error)
+        while True:
+            try:
+                return list(await self._pipeline(exchange).execute(raise_on_error=False))
+            except (redis.exceptions.RedisError, OSError) as error:
+                if failure := self._failed(exchange, error):
+                    return failure
 
 
 def _message(

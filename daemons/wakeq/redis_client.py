@@ -153,6 +153,7 @@ class Servers:
         self._clients: dict[Any, Any] = {}
         self._owners: dict[int, tuple[str, int]] = {}
         self._entrance = 0
+        self._in_vain = 0
 
     @property
     def cluster(self) -> bool:
@@ -200,9 +201,9 @@ class Servers:
             try:
                 return self.client(key).execute_command(*command)
             except (redis.exceptions.RedisError, OSError) as error:
-                if not self.redirected(error):
-                    if server_error(error) is None:
-                        self.lost(key)
+                if self.redirected(error):
+                    continue
+                if server_error(error) is not None or not self.lost(key, error):
                     raise
         raise UnavailableError(f"Redis at {self.url} moves the keys around")
 
@@ -253,10 +254,21 @@ class Servers:
         self._owners[int(slot)] = (host.strip("[]") or asked[0], int(port))
         return True
 
-    def lost(self, key: str | bytes) -> None:
-        """Forget who had a key, after its server could not be reached: ask another one next."""
-        if self.cluster and self._owners.pop(_slot(key), None) is None:
+    def lost(self, key: str | bytes, error: BaseException | None = None) -> bool:
+        """Forget who had a key, after its server could not be reached: ask another one next.
+
+        Tell whether that may be done at once: the error says that the request was not sent, and
+        not all servers that the URL names have been tried in vain.
+        """
+        if not self.cluster:
+            return False
+        if self._owners.pop(_slot(key), None) is None:
             self._entrance += 1
+        if not isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
+            return False
+        self._in_vain = (self._in_vain + 1) % (len(self.url.hosts) + 1)
+        # So say all versions of redis-py, and have nothing else to tell it by.
+        return bool(self._in_vain) and " connecting to " in str(error)
 
     def close(self) -> None:
         """Close all connections."""

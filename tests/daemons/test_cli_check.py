@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from redis_servers import RedisServer
+from wakeq import keys
 from wakeq_command import Result, Wakeq
 
 
@@ -41,6 +42,22 @@ def test_finds_nothing_wrong(wakeq: Wakeq, listener: socket.socket) -> None:
     assert level(result, "redis: Redis ") == "ok"
     assert level(result, "stream orders, group orders, program /bin/true") == "ok"
     assert level(result, f"socket {wakeq.socket_path('orders')}") == "ok"
+
+
+def test_warns_that_messages_are_overdue(wakeq: Wakeq, redis: RedisServer) -> None:
+    client = redis.client()
+    client.sadd(keys.STREAMS, "mail", "orders")
+    assert level(wakeq.run("check"), "delayed: nothing is overdue") == "ok"
+    seconds, _ = client.time()
+    client.zadd(keys.delayed("orders"), {"1-0@billing": (seconds - 60) * 1000})
+    result = wakeq.run("check")
+    assert result.code == 0
+    assert level(result, "delayed: 1 delayed message is overdue, the first by 1min") == "warning"
+
+
+def test_warns_that_it_cannot_look_for_what_is_overdue(wakeq: Wakeq, redis: RedisServer) -> None:
+    redis.client().set(keys.STREAMS, "x")
+    assert level(wakeq.run("check"), "delayed: cannot be looked at: ") == "warning"
 
 
 def test_never_connects_to_a_wake_socket(wakeq: Wakeq, listener: socket.socket) -> None:

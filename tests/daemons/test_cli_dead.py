@@ -16,7 +16,7 @@ import redis as redis_py
 
 from consumer_host import ConsumerHost
 from dead_letters import bury
-from redis_servers import Cluster, RedisServer, wait_until
+from redis_servers import Cluster, RedisServer, free_port, wait_until
 from wakeq import keys
 from wakeq.message import fold
 from wakeq_command import Result, Wakeq
@@ -76,6 +76,7 @@ def test_lists_for_programs_whole_values(wakeq: Wakeq, client: redis_py.Redis) -
         "first_failed_at": "2023-11-14T22:12:20Z",
         "attempts": 3,
         "error": "ValueError: no",
+        "repair_error": "",
         "traceback": "Traceback (most recent call last):\n  of 1\nValueError: no",
         "consumer": "north/orders:2",
         "host": "north",
@@ -153,6 +154,31 @@ def test_shows_everything_of_a_letter_by_either_id(wakeq: Wakeq, client: redis_p
                  "Traceback (most recent call last):", "  of 1"):  # fmt: skip
         assert text in result.out
     assert "body 2" not in result.out
+    assert "repair" not in result.out
+
+
+def test_shows_why_a_letter_could_not_be_repaired(wakeq: Wakeq, client: redis_py.Redis) -> None:
+    bury(client, 1, body="x", **{"wakeq.repair_error": "KeyError: 'id'"})
+    result = wakeq.run("dead", "show", "orders", "1-1")
+    assert "  repair error  KeyError: 'id'" in result.lines
+    assert "wakeq.repair_error" not in result.out
+    (letter,) = wakeq.run("dead", "show", "orders", "1-1", "--json").json()
+    assert (letter["repair_error"], letter["own_fields"]) == ("KeyError: 'id'", {})
+
+
+def test_ends_without_a_word_when_its_reader_has_enough(
+    wakeq: Wakeq, client: redis_py.Redis
+) -> None:
+    for number in range(1, 20):
+        bury(client, number, body="x" * 100_000)
+    process = wakeq.start(
+        "dead", "list", "orders", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (141, b"")
 
 
 def test_shows_several_as_json(wakeq: Wakeq, client: redis_py.Redis) -> None:
@@ -559,6 +585,10 @@ def test_works_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
         assert result.code == 0, result
         return result
 
+    # The first host that is named need not be up.
+    wakeq.env["WAKEQ_REDIS_URL"] = (
+        f"redis+cluster://127.0.0.1:{free_port()},{cluster.url(0)[len('redis+cluster://') :]}"
+    )
     assert "1-1" in run("show", stream, "1-1").out
     assert "retried 99 dead" in run("retry", stream, "--all", "--limit", "99", "--yes").out
     assert "deleted 51 dead" in run("purge", stream, "--all", "--yes").out

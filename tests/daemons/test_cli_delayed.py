@@ -154,12 +154,29 @@ def test_lists_all_of_many_in_pages(wakeq: Wakeq, redis: RedisServer) -> None:
 
 def test_lists_what_cannot_be_read(wakeq: Wakeq, redis: RedisServer) -> None:
     client = redis.client()
-    client.zadd(DELAYED, {b"\xff": 1, "2-0": float("inf"), "3-0": -5})
+    far = {"2-0": float("inf"), "4-0": float("-inf")}
+    client.zadd(DELAYED, {b"\xff": 1, "3-0": -5, **far})
     client.hset(DATA, "2-0", b"garbage")
     result = wakeq.run("delayed", "list", "orders")
     assert result.code == 0
-    assert [line.split()[1] for line in result.lines[1:]] == ["0ms", "0ms", "never"]
-    assert len(wakeq.run("delayed", "list", "orders", "--json").json()) == 3
+    assert [line.split()[1] for line in result.lines[1:]] == [*["overdue"] * 3, "never"]
+    assert len(wakeq.run("delayed", "list", "orders", "--json").json()) == 4
+
+
+def test_says_what_is_overdue(wakeq: Wakeq, redis: RedisServer) -> None:
+    seconds, _ = redis.client().time()
+    fail(redis, 7, seconds * 1000 - 125_000)
+    fail(redis, 8, seconds * 1000 - 60_000, REPAIRS)
+    result = wakeq.run("delayed", "list", "orders")
+    assert "overdue 2min" in result.lines[2]
+    assert "wakeq: orders: 2 delayed messages are overdue, the first by 2min" in result.err
+    assert "systemctl status wakeq-delay" in result.err
+
+
+def test_what_is_late_by_a_moment_is_not_overdue(wakeq: Wakeq, redis: RedisServer) -> None:
+    seconds, _ = redis.client().time()
+    fail(redis, 7, (seconds + 60) * 1000)
+    assert wakeq.run("delayed", "list", "orders").err == ""
 
 
 def test_nothing_is_delayed(wakeq: Wakeq, redis: RedisServer) -> None:

@@ -58,7 +58,8 @@ def test_shows_registered_streams(wakeq: Wakeq) -> None:
     wakeq.run("publish", "orders", "--count", "3", "x")
     report = status_of(wakeq)
     assert report == {
-        "stream": "orders", "length": 3, "delayed": 0, "paused": None, "groups": [],
+        "stream": "orders", "length": 3, "delayed": 0, "overdue": 0, "overdue_seconds": None,
+        "paused": None, "groups": [],
     }  # fmt: skip
 
 
@@ -252,10 +253,27 @@ def test_counts_what_is_delayed_retried_and_dead(wakeq: Wakeq, redis: RedisServe
     assert status_of(wakeq)["delayed"] == 2
     group = group_of(wakeq)
     assert (group["retry"], group["pending"], group["dead"]) == (2, 3, 4)
-    header, row = wakeq.run("status").lines
+    header, row, _ = wakeq.run("status").lines
     assert dict(zip(header.split(), row.split(), strict=False))["DELAYED"] == "2"
     for column, count in (("RETRY", "2"), ("DEAD", "4")):
         assert row[: header.index(column) + len(column)].endswith(f" {count}")
+
+
+def test_says_that_messages_are_overdue(wakeq: Wakeq, redis: RedisServer) -> None:
+    fill(redis, 1)
+    client = redis.client()
+    seconds, _ = client.time()
+    client.zadd(keys.delayed("orders"), {"9-0": (seconds + 3600) * 1000})
+    assert (status_of(wakeq)["delayed"], status_of(wakeq)["overdue"]) == (1, 0)
+    assert len(wakeq.run("status").lines) == 2
+    client.zadd(keys.delayed("orders"), {"1-0@billing": (seconds - 3700) * 1000})
+    client.zadd(keys.repairs("orders"), {"2-0@billing": (seconds - 60) * 1000})
+    report = status_of(wakeq)
+    assert (report["delayed"], report["overdue"]) == (3, 2)
+    assert 3700 <= report["overdue_seconds"] < 3800
+    told = wakeq.run("status").lines[-1]
+    assert told.startswith("orders: 2 delayed messages are overdue, the first by 1h 1min")
+    assert told.endswith("does wakeq-delay run? systemctl status wakeq-delay")
 
 
 def test_counts_what_waits_for_a_group_that_is_not_made_yet(

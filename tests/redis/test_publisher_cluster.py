@@ -105,4 +105,12 @@ def test_asks_another_server_when_the_first_is_down(cluster: list[int]) -> None:
     free = free_port()
     url = f"redis+cluster://127.0.0.1:{free},127.0.0.1:{cluster[1]}"
     with Publisher(url) as publisher:
-        assert publisher.publish("orders", 1, dedup="k")
+        assert publisher.publish("orders", 1)
+    with Publisher(url) as publisher:
+        assert None not in publisher.publish_many([Publish(f"s{i}", i) for i in range(9)])
+
+    async def publish() -> str:
+        async with AsyncPublisher(url) as publisher:
+            return await publisher.publish("orders", 1)
+
+    assert asyncio.run(publish())

@@ -362,6 +362,29 @@ def test_asks_another_server_after_one_was_lost() -> None:
     assert address(servers.client("orders")) == ("127.0.0.1", 2)
 
 
+def test_asks_each_server_once_when_none_can_be_reached(free_port: Callable[[], int]) -> None:
+    url = f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
+    servers = Servers(RedisURL(url), "wakeq-test")
+    with pytest.raises(UnavailableError, match="cannot be reached: Connection refused"):
+        servers.call("orders", "PING")
+    assert len(servers._clients) == 2
+    servers.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,
+        redis_py.exceptions.ConnectionError("Error 104 while reading from 127.0.0.1:1: reset"),
+        redis_py.exceptions.TimeoutError("Timeout reading from 127.0.0.1:1"),
+    ],
+)
+def test_does_not_send_again_what_may_have_been_carried_out(error: Exception | None) -> None:
+    servers = Servers(RedisURL("redis+cluster://127.0.0.1:1,127.0.0.1:2"), "wakeq-test")
+    assert not servers.lost("orders", error)
+    assert address(servers.client("orders")) == ("127.0.0.1", 2)
+
+
 @pytest.mark.parametrize("text", ["ASK 105 127.0.0.1:3", "WRONGTYPE no", "ERR MOVED"])
 def test_follows_nothing_but_moved(text: str) -> None:
     servers = Servers(RedisURL("redis+cluster://127.0.0.1:1"), "wakeq-test")

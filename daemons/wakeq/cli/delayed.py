@@ -27,7 +27,8 @@ _CANCEL_EXAMPLES = """\
   wakeq delayed cancel orders 1700000000000-1234000
   wakeq delayed cancel orders --all --yes
 
-What is dropped is gone for good, and is no dead letter either.
+What is dropped is gone for good, and is no dead letter either. The deduplication key that it was
+published with stays taken.
 """
 _NOW_EXAMPLES = """\
   wakeq delayed now orders 1700000000000-0@billing
@@ -81,6 +82,9 @@ def run_list(session: Session, arguments: Arguments) -> int:
             shown += len(rows)
         if not total:
             streams.require(session, arguments.stream)
+        late, seconds = streams.overdue(session, arguments.stream, now_ms)
+    if late and seconds is not None:
+        warn(f"{arguments.stream}: {streams.overdue_told(late, seconds)}")
     if not total:
         warn(f"{arguments.stream}: nothing is delayed")
     elif shown < total:
@@ -188,9 +192,7 @@ def _show(rows: list[Any], now_ms: int, headed: bool) -> None:
 
 def _cells(row: Any, now_ms: int) -> tuple[str, ...]:
     member, due, waits, *rest = row
-    ahead_s = (float(due) - now_ms) / 1000
-    # Years ahead, by a foreign hand, are no time that could be shown.
-    due_in = "repair" if waits else span(ahead_s) if ahead_s < 1e11 else "never"
+    due_in = "repair" if waits else _due_in((float(due) - now_ms) / 1000)
     if not rest:
         return (readable(member, 60), due_in, "", "", "", "(cannot be read)")
     group, _, attempt, error, body, size = rest
@@ -199,6 +201,13 @@ def _cells(row: Any, now_ms: int) -> tuple[str, ...]:
         shown = f"{shown.rpartition('…')[0]}… ({size:,} bytes)"
     target = f"group {readable(group, 40)}" if group else "stream"
     return (readable(member, 60), due_in, target, readable(attempt, 10), readable(error, 50), shown)
+
+
+def _due_in(seconds: float) -> str:
+    # Years ahead or ago, by a foreign hand, are no time that could be shown.
+    if abs(seconds) >= 1e11:
+        return "never" if seconds > 0 else "overdue"
+    return span(seconds) if seconds >= 0 else f"overdue {span(-seconds)}"
 
 
 def _as_json(row: Any, now_ms: int) -> dict[str, Any]:

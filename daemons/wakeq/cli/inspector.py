@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from typing import NamedTuple
 
+from wakeq import keys
+from wakeq.cli import streams
 from wakeq.cli.session import Session
 from wakeq.config import Consumer
 from wakeq.errors import EX_CONFIG, ConfigError, UnavailableError, WakeqError
@@ -97,6 +99,22 @@ class Inspector:
             yield self._error("redis", str(error))
         else:
             yield Finding("ok", "redis", f"{server} at {self._session.url}")
+            yield self._delayed()
+
+    def _delayed(self) -> Finding:
+        about, late = "delayed", (0, 0.0)
+        try:
+            with self._session.explaining():
+                seconds, _ = self._session.call(keys.STREAMS, "TIME")
+                for name in self._session.call(keys.STREAMS, "SMEMBERS", keys.STREAMS):
+                    stream = streams.text(name)
+                    count, since = streams.overdue(self._session, stream, seconds * 1000)
+                    late = (late[0] + count, max(late[1], since or 0.0))
+        except WakeqError as error:
+            return Finding("warning", about, f"cannot be looked at: {error}")
+        if late[0]:
+            return Finding("warning", about, streams.overdue_told(*late))
+        return Finding("ok", about, "nothing is overdue")
 
     def _consumer(self, name: str, sockets: dict[str, str]) -> Iterator[Finding]:
         about = f"consumer {name}"

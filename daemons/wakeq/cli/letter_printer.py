@@ -12,7 +12,7 @@ _RIGHT = (3,)
 # What is shown under names of its own.
 _TOLD = {
     *(message.FIRST_ID, message.ATTEMPT, message.ERROR, message.TRACEBACK, message.CONSUMER),
-    *(message.HOST, message.FAILED_AT, message.FIRST_FAILED_AT),
+    *(message.HOST, message.FAILED_AT, message.FIRST_FAILED_AT, message.REPAIR_ERROR),
 }
 
 
@@ -80,6 +80,7 @@ def show(letters: Letters, letter: Letter, json: bool) -> None:
         ("consumer", letter.own(message.CONSUMER)),
         ("host", letter.own(message.HOST)),
         ("error", letter.own(message.ERROR)),
+        ("repair error", letter.own(message.REPAIR_ERROR)),
     ]
     others = {k: v for k, v in letter.items.items() if k not in _TOLD}
     shown = [(label, readable(text.encode(), 4096)) for label, text in lines if text]
@@ -102,6 +103,7 @@ def _as_json(letters: Letters, letter: Letter) -> dict[str, Any]:
         "first_failed_at": times.iso(letter.first_failed_at_seconds),
         "attempts": letter.attempts,
         "error": letter.own(message.ERROR),
+        "repair_error": letter.own(message.REPAIR_ERROR),
         "traceback": letter.own(message.TRACEBACK),
         "consumer": letter.own(message.CONSUMER),
         "host": letter.own(message.HOST),

@@ -44,7 +44,7 @@ def run(session: Session, arguments: Arguments) -> int:
         seconds, microseconds = session.call(stream, "TIME")
     if not entries:
         what = f"nothing unread for group {arguments.group}" if arguments.group else "no message"
-        warn(f"{stream}: {what}{' from there on' if arguments.first else ''}")
+        warn(f"{stream}: {what}{' from there on' if arguments.first is not None else ''}")
     for entry_id, fields in entries:
         age_s = seconds + microseconds / 1e6 - _published(entry_id)
         if arguments.json:
@@ -60,7 +60,7 @@ def _read(session: Session, arguments: Arguments) -> list[Entry]:
         newest = session.call(stream, "XREVRANGE", stream, "+", "-", "COUNT", count)
         return list(reversed(newest))
     first = "-"
-    if arguments.first:
+    if arguments.first is not None:
         first = _checked_id(arguments.first)
     elif arguments.group is not None:
         first = "(" + _last_delivered(session, stream, arguments.group)

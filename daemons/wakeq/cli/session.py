@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from wakeq.config import Common, Config, Place
+from wakeq.errors import RefusedError
 
 if TYPE_CHECKING:
     from wakeq.publisher import Publisher
@@ -51,11 +52,20 @@ class Session:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Turn errors of redis-py in the block into ones that explain themselves."""
+        """Turn errors of redis-py in the block into ones that explain themselves.
+
+        A broken pipe is that of stdout, whose reader has enough: redis-py has errors of its own.
+        """
         from wakeq.redis_client import errors_explained
 
+        broken: BrokenPipeError | None = None
         with errors_explained(self.url):
-            yield
+            try:
+                yield
+            except BrokenPipeError as error:
+                broken = error
+        if broken is not None:
+            raise broken
 
     def call(self, key: str, *command: Any) -> Any:
         """Run one command, which may be repeated, on the server that has a key.
@@ -72,13 +82,18 @@ class Session:
 
         With `raises` false, an error reply stands in the place of its reply.
         """
-        from redis.exceptions import ResponseError
+        from redis.exceptions import RedisError, ResponseError
 
         for _ in range(5):
             pipeline = self.servers.client(key).pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
+            try:
+                replies: list[Any] = pipeline.execute(raise_on_error=False)
+            except (RedisError, OSError) as error:
+                if self.servers.lost(key, error):
+                    continue
+                raise
             errors = [reply for reply in replies if isinstance(reply, ResponseError)]
             if not any(self.servers.redirected(error) for error in errors):
                 break
@@ -100,18 +115,10 @@ class Session:
         Raises:
             RefusedError: the folder may not be read.
         """
-        from wakeq.errors import RefusedError
-
         folder = os.path.join(self.config.place.runtime_dir, "consumer")
-        try:
-            names = sorted(os.listdir(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except OSError as error:
-            raise RefusedError(f"{folder}: cannot be read: {error.strerror}") from None
         return {
             name.removesuffix(".sock"): os.path.join(folder, name)
-            for name in names
+            for name in _listed(folder)
             if name.endswith(".sock")
         }
 
@@ -121,21 +128,22 @@ class Session:
         Raises:
             RefusedError: the folder may not be read.
         """
-        from wakeq.errors import RefusedError
-
-        folder = os.path.join(self.config.place.config_dir, "consumers")
-        try:
-            names = sorted(os.listdir(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise RefusedError(f"{folder}: cannot be read: {error.strerror}") from None
+        names = _listed(os.path.join(self.config.place.config_dir, "consumers"))
         hidden = (".", "_")
         return [
             name.removesuffix(".toml")
             for name in names
             if name.endswith(".toml") and not name.startswith(hidden)
         ]
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RefusedError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def warn(text: str) -> None:

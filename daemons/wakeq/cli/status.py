@@ -6,7 +6,7 @@ from typing import Any
 from wakeq.cli.parser import Arguments, Subparsers, add_json
 from wakeq.cli.screen import colours, paint, print_json, readable, span, table
 from wakeq.cli.session import Session, warn
-from wakeq.cli.streams import pause_told
+from wakeq.cli.streams import overdue_told, pause_told
 
 _EXAMPLES = """\
   wakeq status
@@ -14,9 +14,10 @@ _EXAMPLES = """\
 
 Unread messages were not given to any consumer of the group yet; pending ones were, and are not
 acknowledged. OLDEST is the age of the oldest of them. RETRY are those that failed or were delayed
-and are due again, for the group alone; DELAYED those of the stream that are not due yet; DEAD the
-dead letters. Of the consumers, those are asleep that have a socket on this host; absent ones are
-asleep on another host, or gone. In strict order one is awake, and others may be standing by.
+and are due again, for the group alone; DELAYED those of the stream that wait for that; DEAD the
+dead letters. Below, it is told of what has been due for more than 5 seconds. Of the consumers,
+those are asleep that have a socket on this host; absent ones are asleep on another host, or gone.
+In strict order one is awake, and others may be standing by.
 """
 _HEADER = ("STREAM", "LENGTH", "DELAYED", "GROUP", "UNREAD", "OLDEST", "PENDING", "OLDEST",
            "RETRY", "HANDLED", "FAILED", "DEAD", "CONSUMERS")  # fmt: skip
@@ -63,9 +64,13 @@ def _print_table(streams: list[dict[str, Any]]) -> None:
     for cells, tint in zip(table(rows, _RIGHT), tints, strict=True):
         print(paint("  ".join(cells).rstrip(), tint, on))
     for stream in streams:
+        name = readable(stream["stream"].encode(), 60)
         if stream["paused"]:
             told = readable(pause_told(stream["paused"]).encode(), 200)
-            print(paint(f"{readable(stream['stream'].encode(), 60)} is {told}", "yellow", on))
+            print(paint(f"{name} is {told}", "yellow", on))
+        if stream["overdue"]:
+            told = overdue_told(stream["overdue"], stream["overdue_seconds"])
+            print(paint(f"{name}: {told}", "red", on))
 
 
 def _rows(stream: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:

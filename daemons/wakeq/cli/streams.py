@@ -6,9 +6,13 @@ from typing import Any
 
 from wakeq import keys
 from wakeq.cli import times
+from wakeq.cli.screen import span
 from wakeq.cli.session import Session
 from wakeq.errors import MissingError, WakeqError
 from wakeq.settings import nearest
+
+# wakeq-delay is late by milliseconds, with a backlog by seconds.
+_LATE_MS = 5000
 
 
 def configured(session: Session) -> dict[str, set[str]]:
@@ -51,6 +55,38 @@ def require(session: Session, stream: str) -> None:
     known |= configured(session).keys()
     if stream not in known:
         raise MissingError(f"there is no stream {stream!r}{nearest(stream, sorted(known))}")
+
+
+def overdue(session: Session, stream: str, now_ms: int) -> tuple[int, float | None]:
+    """Return how many delayed messages of a stream should have been delivered, and for how many
+    seconds the first of them has; those of the last few seconds are not counted.
+
+    Raises:
+        redis.exceptions.RedisError: see `Session.explaining`.
+    """
+    until = now_ms - _LATE_MS
+    sets = (keys.delayed(stream), keys.repairs(stream))
+    *counts, first, first_repair = session.call_many(
+        stream,
+        [
+            *(("ZCOUNT", key, "-inf", until) for key in sets),
+            *(("ZRANGE", key, 0, 0, "WITHSCORES") for key in sets),
+        ],
+    )
+    if not sum(counts):
+        return 0, None
+    due_ms = min(float(found[1]) for found in (first, first_repair) if found)
+    # A foreign hand may have put it before all times.
+    return sum(counts), (now_ms - max(0.0, due_ms)) / 1000
+
+
+def overdue_told(count: int, seconds: float) -> str:
+    """Return what `overdue` found as a sentence that says what to do."""
+    messages = "1 delayed message is" if count == 1 else f"{count:,} delayed messages are"
+    return (
+        f"{messages} overdue, the first by {span(seconds)}; does wakeq-delay run?"
+        " systemctl status wakeq-delay"
+    )
 
 
 def read_pause(value: bytes | None) -> dict[str, Any] | None:

@@ -4,8 +4,8 @@ import os
 from typing import Any
 
 from wakeq import keys
+from wakeq.cli import streams
 from wakeq.cli.session import Session
-from wakeq.cli.streams import read_pause
 from wakeq.config import Consumer
 from wakeq.errors import WakeqError
 
@@ -38,8 +38,8 @@ class Survey:
         """
         expected = self._expected()
         registered = self._session.call(keys.STREAMS, "SMEMBERS", keys.STREAMS)
-        streams = {_text(stream) for stream in registered} | set(expected)
-        return [self._stream(stream, expected.get(stream, {})) for stream in sorted(streams)]
+        names = {_text(stream) for stream in registered} | set(expected)
+        return [self._stream(stream, expected.get(stream, {})) for stream in sorted(names)]
 
     def _expected(self) -> Expected:
         """Return the consumers' names that this host has, by stream and group."""
@@ -64,23 +64,30 @@ class Survey:
         commands = [
             ("TYPE", stream), ("XLEN", stream), ("XINFO GROUPS", stream),
             ("XRANGE", stream, "-", "+", "COUNT", 1), ("TIME",),
-            ("ZCARD", keys.delayed(stream)), ("GET", keys.paused(stream)),
+            ("ZCARD", keys.delayed(stream)), ("ZCARD", keys.repairs(stream)),
+            ("GET", keys.paused(stream)),
         ]  # fmt: skip
-        kind, length, found, first, time, delayed, paused = self._session.call_many(
+        kind, length, found, first, time, delayed, repairs, paused = self._session.call_many(
             stream, commands, raises=False
         )
         kind = _text(kind)
-        report: Report = {"stream": stream, "length": 0, "delayed": 0, "paused": None, "groups": []}
+        report: Report = {
+            "stream": stream, "length": 0, "delayed": 0, "overdue": 0, "overdue_seconds": None,
+            "paused": None, "groups": [],
+        }  # fmt: skip
         if kind not in ("stream", "none"):
             return report | {"problem": f"is a {kind}, not a stream"}
-        for reply in (length, first, time, delayed, paused):
+        for reply in (length, first, time, delayed, repairs, paused):
             if isinstance(reply, Exception):
                 raise reply
-        report |= {"delayed": delayed, "paused": read_pause(paused)}
+        report |= {"delayed": delayed + repairs, "paused": streams.read_pause(paused)}
         # Of a stream that is not there, XINFO says "no such key".
         groups = [] if isinstance(found, Exception) else found
         report["length"] = length
         now_ms = time[0] * 1000 + time[1] // 1000
+        if report["delayed"]:
+            late = streams.overdue(self._session, stream, now_ms)
+            report["overdue"], report["overdue_seconds"] = late
         oldest = first[0][0] if first else None
         known = {_text(group["name"]): group for group in groups}
         for name in sorted({*known, *expected}):

@@ -5,7 +5,7 @@ from typing import Any
 from wakeq.cli.parser import Arguments, Subparsers, add_json, name
 from wakeq.cli.screen import colours, paint, print_json, readable, table
 from wakeq.cli.session import Session, warn
-from wakeq.errors import EX_CONFIG, RefusedError, UnavailableError, UsageError
+from wakeq.errors import EX_CONFIG, EX_NOINPUT, RefusedError, UnavailableError, UsageError
 
 _EXAMPLES = """\
   wakeq trim --dry-run        see what would go, of all streams that wakeq-trim looks after
@@ -52,9 +52,10 @@ def run(session: Session, arguments: Arguments) -> int:
             reports.append(report)
         elif arguments.streams:
             warn(f"{readable(stream)}: there is no such stream")
+            code = max(code, EX_NOINPUT)
     if arguments.json:
         print_json({"dry_run": arguments.dry_run, "streams": reports})
-    else:
+    elif reports or not arguments.streams:
         _print_table(reports, arguments.dry_run)
     return code
 
