@@ -333,7 +333,7 @@ def runner(*command: str, timeout: float = 5) -> Runner:
 
 def test_the_environment_of_a_program_has_the_fields_but_not_what_is_ours() -> None:
     given = message(1, STREAM, b"body", b"x", b"a-b", b"1", b"wakeq.attempt", b"4", b"A.B", b"2")
-    environment = runner("/bin/true")._environment(given)
+    environment = runner("/bin/true").environment(given)
     ours = {k: v for k, v in environment.items() if k.startswith(b"WAKEQ_FIELD")}
     assert ours == {b"WAKEQ_FIELD_A_B": b"2"}  # of two names that become one, the last
     assert environment[b"WAKEQ_ATTEMPT"] == b"4"

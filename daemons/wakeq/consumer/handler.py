@@ -71,7 +71,7 @@ def load(settings: Consumer, name: str) -> Handler:
 
         runner = Runner(settings, where)
         return Handler(runner.run, stop=runner.kill_all)
-    call = _find(settings.handler, f"{where}: handler {settings.handler!r}")
+    call = find(settings.handler, f"{where}: handler {settings.handler!r}")
     code = _code(call)
     flags = code.co_flags if code else 0
     if flags & (_GENERATOR | _ASYNC_GENERATOR):
@@ -82,7 +82,12 @@ def load(settings: Consumer, name: str) -> Handler:
     return Handler(call, bool(flags & _COROUTINE), _batch_most(call))
 
 
-def _find(path: str, what: str) -> Callable[[Any], Any]:
+def find(path: str, what: str) -> Callable[[Any], Any]:
+    """Import what `package.module:callable` or `/a/file.py:callable` names.
+
+    Raises:
+        ConfigError: it cannot be imported or called; `what` is what the message begins with.
+    """
     module_name, colon, attributes = path.rpartition(":")
     if not colon or not module_name or not attributes:
         raise ConfigError(f"{what} must be package.module:callable or /a/file.py:callable")

@@ -87,7 +87,7 @@ class Runner:
                 stdin=body,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=self._environment(message),
+                env=self.environment(message),
                 process_group=0,  # so that what it starts can be ended with it
             )
         finally:
@@ -99,7 +99,7 @@ class Runner:
         finally:
             with self._lock:
                 self._running.discard(process)
-        _judge(process.returncode, timed_out)
+        judge(process.returncode, timed_out)
 
     def kill_all(self) -> None:
         """Kill every program that is running, with all that it started."""
@@ -107,7 +107,8 @@ class Runner:
             for process in self._running:
                 _signal_group(process, signal.SIGKILL)
 
-    def _environment(self, message: Message) -> dict[bytes, bytes]:
+    def environment(self, message: Message) -> dict[bytes, bytes]:
+        """Return the environment that a program gets with a message."""
         environment = dict(self._base)
         environment[b"WAKEQ_MESSAGE_ID"] = message.id.encode()
         environment[b"WAKEQ_ATTEMPT"] = b"%d" % message.attempt
@@ -195,7 +196,13 @@ class Runner:
         )
 
 
-def _judge(code: int, timed_out: bool) -> None:
+def judge(code: int, timed_out: bool) -> None:
+    """Take what a program ended with: its exit code, or less than 0, a signal.
+
+    Raises:
+        HandlerFailure: it failed.
+        Reject, Retry: so it says.
+    """
     if timed_out:
         raise TimedOut
     if code == EX_DATAERR:

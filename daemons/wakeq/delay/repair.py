@@ -16,8 +16,8 @@ from typing import Any
 
 from wakeq import journal
 from wakeq.config import Consumer
-from wakeq.consumer.handler import _find
-from wakeq.consumer.program import Runner, _judge
+from wakeq.consumer.handler import find
+from wakeq.consumer.program import Runner, judge
 from wakeq.delay.failed import BAD, CHANGED, FAILED, READY, SAME, FailedMessage, Inbox, packed
 from wakeq.errors import ConfigError, HandlerFailure, Reject, Retry
 from wakeq.message import BODY, encode
@@ -37,7 +37,7 @@ def callable_repair(path: str) -> Repair:
         ConfigError: it cannot be imported or called.
     """
     what = f"[delay] repair {path!r}"
-    call = _find(path, what)
+    call = find(path, what)
     if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call):
         raise ConfigError(f"{what} must be a plain function, not an async one")
 
@@ -63,7 +63,7 @@ def program_repair(argv: list[str]) -> Repair:
     _runner(argv, "", "")
 
     def repair(message: FailedMessage) -> Changes:
-        environment = _runner(argv, message.stream, message.group)._environment(message)
+        environment = _runner(argv, message.stream, message.group).environment(message)
         environment[b"WAKEQ_ERROR"] = message.own(b"wakeq.error") or b""
         done = subprocess.run(
             argv, input=message.body, capture_output=True, env=environment, check=False
@@ -73,7 +73,7 @@ def program_repair(argv: list[str]) -> Repair:
                 line, stream=message.stream, group=message.group, message_id=message.id,
                 program=argv[0],
             )  # fmt: skip
-        _judge(done.returncode, False)
+        judge(done.returncode, False)
         return {BODY: done.stdout} if done.stdout else {}
 
     return repair
