@@ -309,3 +309,23 @@ def test_says_which_streams_are_paused(
     redis.client().set(keys.paused("orders"), value)
     assert wakeq.run("status").lines[-1] == told
     assert status_of(wakeq)["paused"] == found
+
+
+def test_tells_the_owner_from_who_stands_by(wakeq: Wakeq, redis: RedisServer) -> None:
+    fill(redis, 2)
+    client = redis.client()
+    for name in ("one/orders", "two/orders"):
+        client.xgroup_createconsumer("orders", "billing", name)
+        client.set(keys.alive("orders", "billing", name), "some process")
+    assert group_of(wakeq)["owner"] is None
+    owner = keys.owner("orders", "billing")
+    client.hset(owner, mapping={"process": "some process", "consumer": "two/orders"})
+    group = group_of(wakeq)
+    assert group["owner"] == "two/orders"
+    assert {each["name"]: each["state"] for each in group["consumers"]} == {
+        "one/orders": "standing by",
+        "two/orders": "awake",
+    }
+    assert "1 awake, 1 standing by" in wakeq.run("status").out
+    client.hdel(owner, "process")  # it has left
+    assert group_of(wakeq)["owner"] is None
