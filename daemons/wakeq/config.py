@@ -126,12 +126,22 @@ class Delay(Section):
     repair_timeout = duration("a repair that takes longer has failed", 30.0, low=0.1)
 
 
+class Leader(Section):
+    """wakeq-leader: [leader] of wakeq.toml."""
+
+    lease = duration("after a crash or a cut of the network another host leads after this long",
+                     10.0, low=1.0)  # fmt: skip
+    stop_timeout = duration("how long what is bound to the target may take to stop: at least as"
+                            " long as any TimeoutStopSec= of it", 2.0)  # fmt: skip
+
+
 # Tables of wakeq.toml, by name; the top level is Common.
 TABLES: dict[str, type[Section]] = {
     "consumer": Consumer,
     "wakeup": Wakeup,
     "delay": Delay,
     "trim": Trim,
+    "leader": Leader,
 }
 
 
@@ -220,6 +230,13 @@ class Config:
                 f"{self._main_path()}: [delay] has both repair and repair_exec, but only one can"
                 " be run"
             )
+        return section
+
+    def leader(self) -> Leader:
+        """Return the settings of wakeq-leader."""
+        section = Leader()
+        self._apply_table(section, "leader")
+        self._overlay(section)
         return section
 
     def trim(self) -> Trim:

@@ -12,7 +12,9 @@ DOORBELL = "wakeq:doorbell"
 
 
 def prefix(stream: str) -> str:
-    """Return what the keys of a stream begin with: `wakeq:{S}`, or `wakeq:S` if S has a tag.
+    """Return what the keys of a stream begin with: `wakeq:{S}`, or `wakeq:S` if S has a tag,
+    or `wakeq:wakeq:S` if it begins and ends with a brace besides: else `{orders}` and `orders`,
+    which are two streams, would share theirs.
 
     A hash tag is what Redis Cluster hashes instead of the whole key: the text between the
     first `{` and the first `}` after it, unless that is empty. A name that has a `}` but no
@@ -20,8 +22,9 @@ def prefix(stream: str) -> str:
     by name, which only matters on Cluster.
     """
     start = stream.find("{")
-    tagged = start >= 0 and stream.find("}", start + 1) > start + 1
-    return f"wakeq:{stream}" if tagged else f"wakeq:{{{stream}}}"
+    if not (start >= 0 and stream.find("}", start + 1) > start + 1):
+        return f"wakeq:{{{stream}}}"
+    return f"wakeq:{OWN if stream[0] + stream[-1] == '{}' else ''}{stream}"
 
 
 def retry(stream: str, group: str) -> str:
@@ -82,3 +85,13 @@ def paused(stream: str) -> str:
 def dedup(stream: str, key: str) -> str:
     """STRING, expires: a publish with this deduplication key was taken; the value is its id."""
     return f"{prefix(stream)}:dedup:{key}"
+
+
+def lease(name: str) -> str:
+    """HASH, expires: an election: who leads, until when, with which fencing token."""
+    return f"wakeq:lease:{name}"
+
+
+def vacancy(name: str) -> str:
+    """CHANNEL: the leader of this name has resigned, for those that stand for election."""
+    return f"wakeq:vacancy:{name}"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _DIRECTORY = os.path.join(os.path.dirname(__file__), "lua")
 # Run also when Redis is out of memory. Room is made by trimming what was handled, so consumers
 # must be able to start: join, ensure_group and own take a few bytes each, trim gives memory back.
-_RUN_WHEN_FULL = ("join", "ensure_group", "own", "trim")
+# Nor is a leader to be lost for lack of memory.
+_RUN_WHEN_FULL = ("join", "ensure_group", "own", "trim", "elect", "resign")
 
 
 def _read(name: str) -> bytes:

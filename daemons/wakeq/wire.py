@@ -88,11 +88,11 @@ class Connection:
         self._not_yet: tuple[type[OSError], ...] = (BlockingIOError,)
         self._hung_up: tuple[type[OSError], ...] = (BrokenPipeError, ConnectionResetError)
 
-    def connect(self) -> None:
+    def connect(self, seconds: float = 0.0) -> None:
         """Connect, log in and make sure that the server is one that wakeq can use.
 
-        Takes ten seconds at most, apart from the resolution of names. If that is too short to
-        ask all servers of the URL, the next call begins with the others.
+        Takes ten seconds at most (or what is said), apart from the resolution of names. If that
+        is too short to ask all servers of the URL, the next call begins with the others.
 
         Raises:
             UnavailableError: no server answers, or it cannot answer now.
@@ -101,7 +101,7 @@ class Connection:
         """
         failure: UnavailableError | None = None
         self._reader = _new_reader()  # to free what the old one had been told may take seconds
-        self._connect_by = time.monotonic() + _CONNECT_ALL_SECONDS
+        self._connect_by = time.monotonic() + (seconds or _CONNECT_ALL_SECONDS)
         for address in self._candidates():
             try:
                 return self._connect_to(address)

@@ -40,7 +40,9 @@ def _is_path(option: Option) -> bool:
 
 
 def _names_consumers(command: Command) -> bool:
-    return any(argument.name == "NAME" for argument in command.arguments)
+    # The other names are in no file: what is led is whatever the hosts agree on.
+    takes_name = any(argument.name == "NAME" for argument in command.arguments)
+    return takes_name and command.name != "wakeq-leader"
 
 
 def _any_names_consumers(program: Command) -> bool:
@@ -223,7 +225,7 @@ def _zsh_arguments(command: Command, indent: str) -> list[str]:
         optional = ":" if argument.form.startswith("[") else ""
         place = "*" if argument.form.endswith("...") else ""
         # Not " ", which shows what is wanted, but then completes no option in its place.
-        action = "_wakeq_consumers" if argument.name == "NAME" else "( )"
+        action = "_wakeq_consumers" if _names_consumers(command) else "( )"
         place = f"{place}:" if place else f":{optional}"
         words.append(_zsh_quoted(f"{place}{argument.name}:{action}"))
     return [f"{indent}{word} \\" for word in words[:-1]] + [indent + words[-1]]

@@ -13,6 +13,7 @@ from wakeq.cli import main as cli
 from wakeq.cli import parser as cli_parser
 from wakeq.consumer.main import PROGRAM as CONSUMER
 from wakeq.delay.main import PROGRAM as DELAY
+from wakeq.leader.main import PROGRAM as LEADER
 from wakeq.service import Program, shown_default
 from wakeq.settings import Setting
 from wakeq.trim.main import PROGRAM as TRIM
@@ -58,7 +59,8 @@ class Command(NamedTuple):
 
 def programs() -> list[Command]:
     """Return everything that can be called."""
-    return [_command(_parser()), _daemon(CONSUMER), _daemon(DELAY), _daemon(TRIM), _daemon(WAKEUP)]
+    daemons = (CONSUMER, DELAY, LEADER, TRIM, WAKEUP)
+    return [_command(_parser()), *map(_daemon, daemons)]
 
 
 def setting_help(setting: Setting) -> str:

@@ -19,18 +19,18 @@ ROOT = Path(__file__).parents[2]
 MAN = ROOT / "packaging/man"
 PAGES = sorted(MAN.glob("*.[1-8]"))
 COMMANDS = ["publish", "produce", "status", "peek", "dead list", "dead show", "dead retry",
-            "dead purge", "delayed list", "delayed cancel", "delayed now", "pause", "resume", "wake",
-            "trim", "check"]  # fmt: skip
-DAEMONS = ["wakeq-consumer", "wakeq-delay", "wakeq-trim", "wakeq-wakeup"]
+            "dead purge", "delayed list", "delayed cancel", "delayed now", "pause", "resume",
+            "wake", "trim", "check"]  # fmt: skip
+DAEMONS = ["wakeq-consumer", "wakeq-delay", "wakeq-leader", "wakeq-trim", "wakeq-wakeup"]
 SETTINGS = {"top": Common.table, **{name: kind.table for name, kind in TABLES.items()}}
 
 # Options of other programs, in the examples.
-FOREIGN_OPTIONS = {"--now"}
+FOREIGN_OPTIONS = {"--now", "--no-block"}
 # What the daemons set, read or log beside the settings.
 OTHER_VARIABLES = {
     *("WAKEQ_STREAM", "WAKEQ_GROUP", "WAKEQ_MESSAGE_ID", "WAKEQ_ATTEMPT", "WAKEQ_CONSUMER"),
     *("WAKEQ_FIELD_NAME", "WAKEQ_FIELDS_LEFT_OUT"),
-    "WAKEQ_ERROR",
+    *("WAKEQ_ERROR", "WAKEQ_TOKEN"),
 }
 # An interrupted command, and one whose output is closed.
 SHELL_CODES = {130, 141}
@@ -191,7 +191,7 @@ def test_the_settings_stand_in_their_sections() -> None:
     text = (MAN / "wakeq.toml.5").read_text()
     sections = {"THE TOP LEVEL OF WAKEQ.TOML": "top", "CONSUMERS": "consumer",
                 r"WAKEQ\-WAKEUP": "wakeup", r"WAKEQ\-TRIM": "trim",
-                r"WAKEQ\-DELAY": "delay"}  # fmt: skip
+                r"WAKEQ\-DELAY": "delay", r"WAKEQ\-LEADER": "leader"}  # fmt: skip
     for section in text.split("\n.SH ")[1:]:
         table = sections.get(section.partition("\n")[0], "")
         found = re.findall(r"BEGIN setting (\S+) (\S+)", section)
@@ -249,6 +249,7 @@ def test_the_keys_in_redis_are_those_that_there_are() -> None:
     made = [keys.retry("S", "G"), keys.stats("S", "G"), keys.alive("S", "G", "C")]
     made += [keys.dedup("S", "K"), keys.STREAMS, keys.dead("S", "G"), keys.paused("S")]
     made += [keys.delayed("S"), keys.delayed_data("S"), keys.repairs("S")]
+    made += [keys.lease("NAME"), keys.vacancy("NAME")]
     made += [keys.crashes("S", "G"), keys.owner("S", "G"), keys.turn("S", "G")]
     functions = [name for name, value in vars(keys).items() if callable(value) and name != "prefix"]
     assert len(made) == len(functions) + 1

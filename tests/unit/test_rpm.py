@@ -353,15 +353,16 @@ def test_an_upgrade_restarts_what_runs_and_no_socket(
         "systemctl set-property wakeq-trim.timer Markers=+needs-restart",
         "systemctl set-property wakeq-consumer@mail.service Markers=+needs-restart",
         "systemctl set-property wakeq-consumer@orders:2.service Markers=+needs-restart",
+        "systemctl --no-block try-restart wakeq-leader@*.service",
     ]
 
 
 def test_removing_it_stops_and_disables_all(scripts: dict[str, str], tmp_path: Path) -> None:
     assert called(scripts, tmp_path, "PREUN", 0) == [
-        f"systemctl --no-reload disable --now --no-warn {ENABLED}"
-        " wakeq-trim.service wakeq.target",
-        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket",
-        "systemctl stop wakeq-consumer@*.socket wakeq-consumer@*.service system-wakeq.slice",
+        f"systemctl --no-reload disable --now --no-warn {ENABLED} wakeq-trim.service wakeq.target",
+        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket wakeq-leader@.service",
+        "systemctl stop wakeq-consumer@*.socket wakeq-consumer@*.service wakeq-leader@*.service"
+        " system-wakeq.slice",
     ]
 
 
@@ -370,9 +371,8 @@ def test_in_an_image_that_is_not_booted_nothing_is_stopped(
 ) -> None:
     (tmp_path / "booted").rmdir()
     assert called(scripts, tmp_path, "PREUN", 0) == [
-        f"systemctl --no-reload disable --no-warn {ENABLED}"
-        " wakeq-trim.service wakeq.target",
-        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket",
+        f"systemctl --no-reload disable --no-warn {ENABLED} wakeq-trim.service wakeq.target",
+        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket wakeq-leader@.service",
     ]
     assert called(scripts, tmp_path, "POSTUN", 1) == []
 

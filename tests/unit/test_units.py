@@ -80,6 +80,7 @@ def test_a_misspelt_key_would_be_noticed(root: Path, file: str) -> None:
         ("wakeq-consumer@orders:2.service", 20),
         ("wakeq-wakeup.service", 12),
         ("wakeq-delay.service", 12),
+        ("wakeq-leader@nightly.service", 12),
         ("wakeq-trim.service", 12),
     ],
 )

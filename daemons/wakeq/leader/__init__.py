@@ -1,0 +1,1 @@
+"""wakeq-leader: holds a lease, so that what is bound to its target runs on one host at a time."""
