@@ -296,6 +296,24 @@ def test_rings_when_it_is_the_first_that_is_due_and_not_else(fail: Failing) -> N
     assert rings == [b"orders", b"orders", b"end"]
 
 
+def test_rings_when_several_are_the_first_whichever_order_they_have(fail: Failing) -> None:
+    fail.pend("1-1", "1-10")
+    heard = fail.client.pubsub(ignore_subscribe_messages=True)
+    try:
+        heard.subscribe(keys.DOORBELL)
+        wait_until(lambda: fail.client.pubsub_numsub(keys.DOORBELL)[0][1] == 1)
+        due, same = fail(
+            ("1-1", "1-1", HOUR_MS, "body", "x"), ("1-10", "1-10", HOUR_MS, "body", "x")
+        )
+        fail.client.publish(keys.DOORBELL, "end")
+        rung = wait_until(lambda: heard.get_message(timeout=1))
+    finally:
+        heard.close()
+    assert due == same
+    assert list(fail.delayed()) == ["1-10@g", "1-1@g"], "of two that are due at once"
+    assert rung["data"] == b"orders"
+
+
 def test_who_may_not_ring_moves_all_the_same(own_fail: Failing, own_redis: RedisServer) -> None:
     own_fail.pend("1-0", "2-0")
     rights = ("on", ">pw", "~*", "resetchannels", "+@all")

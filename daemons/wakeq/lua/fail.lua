@@ -34,7 +34,7 @@ local now_text = string.format('%d', now)
 local results = {}
 local failed, dead = 0, 0
 local done = {}
-local first_due, first_member
+local first_due
 local at = 7
 while at <= #ARGV do
   local entry, first = ARGV[at], ARGV[at + 1]
@@ -74,17 +74,15 @@ while at <= #ARGV do
       end
       result = now + delay
       call('ZADD', KEYS[3], result, member)
-      if not first_due or result < first_due then
-        first_due, first_member = result, member
-      end
+      first_due = math.min(first_due or result, result)
     end
     failed = failed + 1
     done[failed] = entry
   end
   results[#results + 1] = result
 end
-if first_due and call('ZRANK', KEYS[3], first_member) == 0 then
-  -- A hint only, and not everybody may publish.
+if first_due and tonumber(call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]) == first_due then
+  -- A hint only, and not everybody may publish. By the time, for several may be due at it.
   redis.pcall('PUBLISH', ARGV[6], ARGV[5])
 end
 if failed > 0 then
