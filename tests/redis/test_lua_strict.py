@@ -49,10 +49,15 @@ class Group:
         names: list[Any] = [keys.alive(S, G, f"host/{who}"), RETRY, OWNER, TURN]
         return Script("leave").call(self.connection, names, [who, ring, token])
 
-    def take_over(self, token: bytes, count: int = 1000, source: str = S) -> int:
-        taken = self.fenced("take_over", [source], [G, "host/b", count], token)
-        assert isinstance(taken, int)
-        return taken
+    def take_over(self, token: bytes, count: int = 1000, source: str = S) -> list[int]:
+        """Take everything over; return how many the others had before each page."""
+        pages, start = [], b"0-0"
+        while True:
+            arguments = [G, "host/b", count, start]
+            start, left = self.fenced("take_over", [source], arguments, token)
+            pages.append(left)
+            if start == b"0-0":
+                return pages
 
     def fields(self) -> dict[str, str]:
         return {k.decode(): v.decode() for k, v in self.client.hgetall(OWNER).items()}
@@ -226,7 +231,7 @@ def scripts(group: Group, token: bytes) -> list[Any]:
     runs: list[tuple[str, list[str], list[Any]]] = [
         ("hold", [OWNER, STATS], ["", 1]),
         ("read", [S, RETRY], [G, "host/a", 10, ">", ">"]),
-        ("take_over", [S], [G, "host/b", 10]),
+        ("take_over", [S], [G, "host/b", 10, "0-0"]),
         (
             "fail",
             [S, *failing],
@@ -278,8 +283,8 @@ def test_takes_all_that_others_have_and_deletes_them(group: Group) -> None:
     token = group.own("b")[0]
     ids = group.pend("host/a", 3) + group.pend("host/c", 2) + group.pend("host/b", 1)
     group.client.xgroup_createconsumer(S, G, "host/d")
-    assert group.take_over(token) == 5
-    assert group.take_over(token) == 0
+    assert group.take_over(token) == [5]
+    assert group.take_over(token) == [0]
     assert group.pending("host/b") == ids
     assert group.consumers() == {"host/b"}
 
@@ -289,10 +294,7 @@ def test_takes_a_hundred_thousand_page_by_page(group: Group) -> None:
     total = 100_000
     for _ in range(total // 10_000):
         group.pend("host/a", 10_000)
-    pages = []
-    while taken := group.take_over(token):
-        pages.append(taken)
-    assert pages == [1000] * (total // 1000)
+    assert group.take_over(token) == list(range(total, 0, -1000))
     assert len(group.pending("host/b")) == total
     assert group.consumers() == {"host/b"}
 
@@ -301,7 +303,7 @@ def test_a_page_ends_in_the_middle_of_a_consumer(group: Group) -> None:
     token = group.own("b")[0]
     for name in ("host/a", "host/c"):
         group.pend(name, 3)
-    assert [group.take_over(token, count=4) for _ in range(3)] == [4, 2, 0]
+    assert group.take_over(token, count=4) == [6, 2]
     assert len(group.pending("host/b")) == 6
 
 
@@ -309,8 +311,7 @@ def test_entries_that_were_deleted_are_dropped_when_they_are_taken(group: Group)
     token = group.own("b")[0]
     ids = group.pend("host/a", 5)
     group.client.xdel(S, *ids[1:4])
-    assert group.take_over(token) == 5
-    assert group.take_over(token) == 0
+    assert group.take_over(token) == [5]
     assert group.pending("host/b") == [ids[0], ids[4]]
     assert group.client.xpending(S, G)["pending"] == 2
 
@@ -319,14 +320,14 @@ def test_takes_what_a_consumer_with_any_name_has(group: Group) -> None:
     token = group.own("b")[0]
     group.client.xadd(S, {"body": "x"})
     group.client.xreadgroup(G, b"\xff\x00 %s", {S: ">"})
-    assert group.take_over(token) == 1
+    assert group.take_over(token) == [1]
     assert group.consumers() == {"host/b"}
 
 
 def test_takes_from_the_retry_stream_too(group: Group) -> None:
     token = group.own("b")[0]
     ids = group.pend("host/a", 2, RETRY)
-    assert group.take_over(token, source=RETRY) == 2
+    assert group.take_over(token, source=RETRY) == [2]
     assert group.pending("host/b", RETRY) == ids
 
 
@@ -427,7 +428,7 @@ def test_the_lease_is_kept_when_redis_is_out_of_memory(own_redis: RedisServer) -
         group.client.set("some", "thing")
     token = group.own("b")[0]
     assert group.own("b", token)[0] == token
-    assert group.take_over(token) == 2
+    assert group.take_over(token) == [2]
     group.fenced("hold", [OWNER, STATS], ["0:1-1=2", 1], token)
     assert group.fenced("acknowledge", [S, STATS], [G, "", 0, *ids], token) == 2
     group.leave("b", token)

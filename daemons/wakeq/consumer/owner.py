@@ -34,6 +34,7 @@ from wakeq.wire import Argument, Reply, ServerError
 _STAND_BY_SECONDS = 5.0
 _UNBLOCK_SECONDS = 0.1
 _PAGE = 1000
+_FIRST = b"0-0"
 NEVER = float("inf")
 
 
@@ -151,7 +152,7 @@ class Owner(Everybody):
         elif not self._is_taking:
             self._is_taking = True
             failpoint.hit("after_own")
-            self._take_page(channel, 0, 0)
+            self._take_page(channel, 0, _FIRST, 0)
 
     def _stand_by(
         self, channel: Channel, owner: bytes, consumer: bytes, left: int, last: bytes
@@ -196,23 +197,25 @@ class Owner(Everybody):
         self._has_ended = True
         self.next_at = 0.0
 
-    def _take_page(self, channel: Channel, source: int, total: int) -> None:
+    def _take_page(self, channel: Channel, source: int, start: bytes, total: int) -> None:
         """Take over what others have pending, a page at a time."""
 
         def go_on(reply: Reply) -> None:
             failpoint.hit("after_take_over")
-            if reply:
-                self._take_page(channel, source, total + reply)
+            following, left = reply
+            count = total + (left if start == _FIRST else 0)
+            if following != _FIRST:
+                self._take_page(channel, source, following, count)
             elif source + 1 < len(self._member.sources):
-                self._take_page(channel, source + 1, total)
+                self._take_page(channel, source + 1, _FIRST, count)
             else:
                 self._is_taking, self._has_all = False, True
-                self._report.took_over(total)
+                self._report.took_over(count)
                 self._begin()
 
         member = self._member
         self._run(channel, self._take_over, [member.sources[source]],
-                  [member.group, member.consumer, _PAGE], go_on)  # fmt: skip
+                  [member.group, member.consumer, _PAGE, start], go_on)  # fmt: skip
         channel.flush()
 
     def _run(
