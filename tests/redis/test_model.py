@@ -57,7 +57,7 @@ from wakeq.message import (
 )
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
-from wakeq.wire import Connection
+from wakeq.wire import Connection, ServerError
 
 # More of them than the tests of every day take, and others each time.
 EXAMPLES = int(os.environ.get("WAKEQ_TEST_EXAMPLES", "0"))
@@ -182,6 +182,7 @@ class Life(RuleBasedStateMachine):
         self.alive: set[Seat] = set()
         self.dedups: dict[str, str] = {}
         self.published: list[Pairs] = []
+        self.owners: dict[str, tuple[str, bytes]] = {}  # of each group: consumer, token
         self.job: tuple[str, bytes, Delayed, list[bytes]] | None = None
         self.has_many = False
         self.ask("FLUSHALL")
@@ -196,10 +197,10 @@ class Life(RuleBasedStateMachine):
         self.is_sound = False  # until it was compared
         return self.connection.call(*command)
 
-    def run(self, name: str, names: list[str], *arguments: Any) -> Any:
+    def run(self, name: str, names: list[str], *arguments: Any, fenced: bool = False) -> Any:
         """Run a script."""
         self.is_sound = False
-        script = self.scripts.setdefault(name, Script(name))
+        script = self.scripts.setdefault(f"{name} {fenced}", Script(name, fenced))
         return script.call(self.connection, names, arguments)
 
     def twice(self, again: bool, name: str, names: list[str], *arguments: Any) -> tuple[Any, Any]:
@@ -540,6 +541,32 @@ class Life(RuleBasedStateMachine):
             left = set(self.consumers(key, group))
             assert {each for each in others if (group, each) in self.alive} <= left
             self.take(seat, source, ((raw_id, items) for raw_id, items, _ in claimed))
+
+    @rule(seat=SEAT, picks=PICKS)
+    def own(self, seat: tuple[int, int], picks: set[int]) -> None:
+        """In strict order, a consumer becomes the owner, unless another one is and lives."""
+        group, consumer = chosen = self.holder(seat)
+        before, old_token = self.owners.get(group, ("", b""))
+        dead = "" if (group, before) in self.alive else f"process of {before}"
+        names = [keys.owner(S, group), keys.turn(S, group)]
+        arguments = (f"process of {consumer}", consumer, HOUR_MS, "", dead, 1)
+        token, *rest = self.run("own", names, *arguments)
+        if before not in ("", consumer) and not dead:
+            assert (token, rest[0].decode()) == (b"", f"process of {before}")
+            return
+        assert int(token) > int(old_token or b"0")
+        self.owners[group] = consumer, token
+        ids = [each for each, _ in self.hand(chosen, STREAM, picks)]
+        if ids:
+            # Whoever was the owner before is kept out, or the same in an earlier life.
+            names = [S, keys.stats(S, group), keys.owner(S, group)]
+            sent = (group, "", 0, *map(text, ids))
+            with pytest.raises(ServerError, match="FENCED"):
+                self.run("acknowledge", names, *sent, old_token or "0", fenced=True)
+            count = self.run("acknowledge", names, *sent, token, fenced=True)
+            assert count == self.model.acknowledge(group, STREAM, ids)
+            for entry_id in ids:
+                del self.hands[chosen][STREAM, entry_id]
 
     def consumers(self, key: str, group: str) -> list[str]:
         """Return the consumers of a group that Redis knows."""
@@ -971,6 +998,7 @@ class Life(RuleBasedStateMachine):
             assert self.model.owed[group] <= done
             assert of.retry == of.readings[STREAM].pending == of.readings[RETRY].pending == {}
             documented |= {part(S, group) for part in (keys.retry, keys.stats, keys.dead)}
+            documented |= {keys.owner(S, group)}
         assert {each.decode() for each in self.ask("KEYS", "*")} <= documented
         entries = self.ask("XRANGE", T, "-", "+")
         published = [tuple(zip(items[::2], items[1::2], strict=True)) for _, items in entries]
