@@ -345,7 +345,7 @@ def handle(message):
 
 def test_the_program_of_an_owner_of_before_is_ended_with_it(host: StrictHost) -> None:
     program = host.program('echo "$$ begun" >> "$RECORD"; sleep 60; echo "late" >> "$RECORD"\n')
-    host.configure(exec_=[program], order="strict", lease="1s")
+    host.configure(exec_=[program], order="strict", lease="1s", drain_timeout="1s")
     host.fill(1)
     first = host.start()
     (begun,) = host.wait_records(1)
@@ -355,9 +355,7 @@ def test_the_program_of_an_owner_of_before_is_ended_with_it(host: StrictHost) ->
     first.send(signal.SIGCONT)
     assert first.wait_exit() == 75
     wait_until(lambda: not Path(f"/proc/{begun.split()[0]}").exists())
-    second.terminate()
-    second.terminate()
-    second.wait_exit()
+    second.stop()
     assert "late" not in host.records
 
 
