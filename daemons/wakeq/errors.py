@@ -84,7 +84,11 @@ class Retry(Exception):
         fields: Fields | None = None,
     ) -> None:
         super().__init__(*([reason] if reason else []))
-        if delay is not None and not 0 <= delay < _LONGEST_DELAY_SECONDS:
+        try:
+            fits = delay is None or 0 <= delay < _LONGEST_DELAY_SECONDS
+        except TypeError:
+            fits = False
+        if not fits:
             raise ValueError(f"delay must be seconds, 0 or more, not {delay!r}")
         from wakeq.message import encode  # not at the top, because message imports nothing of ours
 

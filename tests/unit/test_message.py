@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,8 +124,8 @@ def test_an_attempt_may_be_any_text() -> None:
         assert Message("s", 0, b"1-0", [b"wakeq.attempt", text]).attempt == attempt
 
 
-@pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), 1e12])
-def test_a_retry_takes_no_delay_that_is_none(delay: float) -> None:
+@pytest.mark.parametrize("delay", [-1, -0.001, float("nan"), float("inf"), 1e12, "1min"])
+def test_a_retry_takes_no_delay_that_is_none(delay: Any) -> None:
     with pytest.raises(ValueError, match="delay must be seconds, 0 or more, not"):
         Retry(delay=delay)
 

@@ -13,7 +13,7 @@ from wakeq.cli.letters import Choice, Letter, Letters
 from wakeq.cli.load import Pace
 from wakeq.cli.parser import Arguments, Subparsers, add_json, count, name, positive
 from wakeq.cli.progress import Progress
-from wakeq.cli.screen import print_json
+from wakeq.cli.screen import agreed, print_json
 from wakeq.cli.session import Session, warn
 from wakeq.errors import UnavailableError, UsageError, WakeqError
 
@@ -243,16 +243,7 @@ class _Work:
             f"{total:,} dead letter{'s' * (total != 1)} of {letters.stream}, group {letters.group}"
         )
         verb = {"retried": "Retry", "deleted": "Delete"}[self._word]
-        if not sys.stdin.isatty():
-            raise UsageError(
-                f"dead {self._arguments.action}: {verb.lower()} {what}?"
-                " Say --yes, there is nobody to be asked"
-            )
-        print(f"{verb} {what}? [y/N] ", end="", file=sys.stderr, flush=True)
-        answer = sys.stdin.readline().strip().lower() in ("y", "yes")
-        if not answer:
-            print("Nothing was done.", file=sys.stderr)
-        return answer
+        return agreed(f"dead {self._arguments.action}", f"{verb} {what}")
 
     def _go(self, letters: Letters, total: int, batches: Iterator[list[str]]) -> int:
         rate = getattr(self._arguments, "rate", None)

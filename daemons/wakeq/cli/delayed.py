@@ -7,7 +7,7 @@ from typing import Any
 from wakeq import keys
 from wakeq.cli import streams, times
 from wakeq.cli.parser import Arguments, Subparsers, add_json, count, name
-from wakeq.cli.screen import as_json, colours, paint, print_json, readable, span, table
+from wakeq.cli.screen import agreed, as_json, colours, paint, print_json, readable, span, table
 from wakeq.cli.session import Session, warn
 from wakeq.errors import MissingError, UsageError
 
@@ -167,15 +167,7 @@ def _change(session: Session, arguments: Arguments, script: str, word: str) -> i
 def _asked(command: str, stream: str, total: int) -> bool:
     verb = {"delayed cancel": "Drop", "delayed now": "Deliver"}[command]
     what = f"{total:,} delayed message{'s' * (total != 1)} of {stream}"
-    if not sys.stdin.isatty():
-        raise UsageError(
-            f"{command}: {verb.lower()} {what}? Say --yes, there is nobody to be asked"
-        )
-    print(f"{verb} {what}? [y/N] ", end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline().strip().lower() in ("y", "yes")
-    if not answer:
-        print("Nothing was done.", file=sys.stderr)
-    return answer
+    return agreed(command, f"{verb} {what}")
 
 
 def _raw(text: str) -> bytes:

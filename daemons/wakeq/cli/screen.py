@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from wakeq.errors import UsageError
 from wakeq.settings import format_duration
 
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
@@ -26,6 +27,22 @@ def paint(text: str, colour: str, on: bool) -> str:
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
     print(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def agreed(command: str, what: str) -> bool:
+    """Ask at the terminal whether to do something, `Delete 3 dead letters` say.
+
+    Raises:
+        UsageError: there is no terminal.
+    """
+    if not sys.stdin.isatty():
+        question = what[0].lower() + what[1:]
+        raise UsageError(f"{command}: {question}? Say --yes, there is nobody to be asked")
+    print(f"{what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline().strip().lower() in ("y", "yes")
+    if not answer:
+        print("Nothing was done.", file=sys.stderr)
+    return answer
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[list[str]]:
