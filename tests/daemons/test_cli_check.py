@@ -119,11 +119,18 @@ def test_finds_a_socket_without_a_configuration(wakeq: Wakeq, listener: socket.s
     assert level(result, "orders.toml: there is no such file") == "error"
 
 
-def test_finds_what_is_wrong_with_the_main_file(wakeq: Wakeq) -> None:
-    (wakeq.etc / "wakeq.toml").write_text('[wakeup]\nstarts = "many"\n')
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[wakeup]\nstarts = "many"\n', "starts must be 0 to 1000, not 'many'"),
+        ("[leader]\nlease = 0\n", "[leader]: lease must be at least 1s, not 0"),
+    ],
+)
+def test_finds_what_is_wrong_with_the_main_file(wakeq: Wakeq, text: str, said: str) -> None:
+    (wakeq.etc / "wakeq.toml").write_text(text)
     result = wakeq.run("check")
     assert result.code == 78
-    assert level(result, "starts must be 0 to 1000, not 'many'") == "error"
+    assert level(result, said) == "error"
 
 
 def test_looks_without_running_the_handlers_code(wakeq: Wakeq, short_dir: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from conftest import NotifySocket
 from fault_proxy import FaultProxy
 from leader_host import LEASE, NAME, LeaderHost
-from redis_servers import RedisServer, wait_until
+from redis_servers import Cluster, RedisServer, Sentinels, wait_until
 from wakeq import keys
 from wakeup_host import Daemon
 
@@ -282,6 +282,20 @@ def test_a_reply_that_comes_too_late_is_not_believed(host: LeaderHost) -> None:
         assert host.reigns() == []
 
 
+def test_a_redis_that_is_slow_for_less_than_the_trust_costs_no_lease(host: LeaderHost) -> None:
+    host.vacate()
+    leader = host.start("--lease=30s")
+    leader.wait_log("elected")
+    token, beat = host.redis.hmget(LEASE, "token", "beat")
+    # Over several renewals, and over connecting anew.
+    host.redis.execute_command("CLIENT", "PAUSE", 22_000)
+    wait_until(lambda: int(host.redis.hget(LEASE, "beat")) > int(beat), 60)
+    assert host.redis.hget(LEASE, "token") == token
+    leader.wait_log("Redis is back")
+    assert leader.count("lost, trying") == 1
+    assert leader.stop() == 0
+
+
 def test_a_leader_ends_when_the_token_is_anothers(host: LeaderHost) -> None:
     # A replica was promoted that had another history.
     host.vacate()
@@ -333,6 +347,60 @@ def test_redis_that_is_not_there_at_the_start_is_waited_for(host: LeaderHost) ->
     daemon = host.start("--start-timeout=500ms", url="redis://127.0.0.1:1")
     assert daemon.wait_exit() == 69
     daemon.wait_log("cannot be reached")
+
+
+# -- several servers -------------------------------------------------------------------------
+
+
+def test_after_a_failover_the_leader_is_the_same(short_dir: Path) -> None:
+    directory = short_dir / "s"
+    directory.mkdir()
+    sentinels = Sentinels(directory)
+    sentinels.start()
+    host = LeaderHost(short_dir, sentinels.master)
+    try:
+        host.vacate()
+        leader = host.start("--lease=60s", url=sentinels.url)
+        leader.wait_log("elected")
+        follower = host.start("--lease=60s", url=sentinels.url)
+        wait_candidates(host, 1)
+        token = host.redis.hget(LEASE, "token")
+        host.redis.execute_command("WAIT", 2, 5000)
+        port = sentinels.master_port
+
+        sentinels.master.kill()
+
+        sentinels.await_failover(port)
+        leader.wait_log("Redis is back", deadline_s=50)
+        follower.wait_log("Redis is back", deadline_s=50)
+        host.redis = sentinels.master.client()
+        assert host.redis.hget(LEASE, "token") == token
+        assert leader.stop() == 0
+        follower.wait_log("elected", deadline_s=20)
+    finally:
+        host.close()
+        sentinels.stop()
+
+
+def test_on_a_cluster_the_server_is_found_and_a_stop_is_heard(short_dir: Path) -> None:
+    directory = short_dir / "c"
+    directory.mkdir()
+    cluster = Cluster(directory)
+    cluster.start()
+    owner = cluster.owner(LEASE)
+    host = LeaderHost(short_dir, cluster.nodes[owner])
+    try:
+        host.vacate()
+        url = cluster.url((owner + 1) % 3)
+        leader = host.start("--lease=10min", url=url)
+        leader.wait_log("elected")
+        follower = host.start("--lease=10min", url=url)
+        wait_candidates(host, 1)
+        assert leader.stop() == 0
+        follower.wait_log("elected", deadline_s=20)
+    finally:
+        host.close()
+        cluster.stop()
 
 
 # -- clocks and settings ---------------------------------------------------------------------

@@ -189,10 +189,12 @@ def test_tokens_grow_also_when_the_key_is_lost_and_when_the_clock_is_set_back(
     assert int(election.elect("c")[0]) == ahead + 1
 
 
-def test_who_did_not_hear_that_it_was_elected_is_elected_again(election: Election) -> None:
+def test_who_did_not_hear_that_it_was_elected_is_not_preferred(election: Election) -> None:
     old = election.first("a")
-    token, _ = election.elect("a")
-    assert int(token) > int(old)
+    nobody, _, left, term = election.elect("a")
+    assert (nobody, left > LEASE_MS - 5_000) == (b"", True)
+    election.run_out()
+    assert int(election.elect("b", watched=term)[0]) > int(old)
 
 
 def test_who_has_resigned_is_followed_at_once_and_candidates_hear_it(

@@ -177,6 +177,16 @@ def test_the_example_of_the_manual_works(machine: WakeqMachine) -> None:
     wait_until(lambda: machine.path("/run/reports").read_text() != made, 40, "more are made")
 
 
+def test_an_upgrade_restarts_a_candidate_and_does_not_wait_for_it(host: WakeqMachine) -> None:
+    occupy(host)
+    start(host)
+    wait_until(lambda: host.status_text(SERVICE) == "candidate, web2/7 leads", 30, "it says so")
+    before = host.show(SERVICE, "MainPID")
+    host.run("dpkg", "--install", "/root/new.deb")
+    wait_until(lambda: host.show(SERVICE, "MainPID") not in (before, "0"), 30, "it was restarted")
+    assert host.state(SERVICE) == "activating"
+
+
 def test_killed_it_leads_again_after_the_lease_and_so_does_what_is_bound(
     host: WakeqMachine,
 ) -> None:

@@ -83,6 +83,7 @@ class Inspector:
             self._session.config.common()
             self._session.config.wakeup()
             self._session.config.delay()
+            self._session.config.leader()
             self._session.config.trim()
         except WakeqError as error:
             yield self._error("wakeq.toml", str(error))

@@ -66,8 +66,9 @@ if left > lease then
   left = lease
   redis.call('HSET', KEYS[1], 'until', string.format('%d', now + left))
 end
--- A holder that does not know its token has not heard that it was elected.
-local free = holder == '' or holder == ARGV[1] or (left <= 0 and ARGV[5] == term)
+-- Not for the holder either, if it has no token: who is too slow to hear that it was elected is not
+-- to be elected again and again.
+local free = holder == '' or (left <= 0 and ARGV[5] == term)
 if ARGV[4] == '' and free then
   token = string.format('%d', math.max(tonumber(token) + 1, time[1] * 1000000 + time[2]))
   lead(token, '0')
