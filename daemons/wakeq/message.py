@@ -196,7 +196,10 @@ def fold(fields: Sequence[bytes]) -> list[bytes]:
 
 
 def unfold(items: Sequence[bytes]) -> Sequence[bytes]:
-    """Return the items of an entry, those that were folded among them."""
+    """Return the items of an entry, those that were folded among them.
+
+    What somebody else has put into that field stays as it is.
+    """
     if len(items) < 2 or items[-2] != FOLDED:
         return items
     blob, at = items[-1], 0
@@ -205,7 +208,7 @@ def unfold(items: Sequence[bytes]) -> Sequence[bytes]:
         size = int.from_bytes(blob[at : at + 4], "big")
         whole.append(blob[at + 4 : at + 4 + size])
         at += 4 + size
-    return whole
+    return whole if at == len(blob) and len(whole) % 2 == 0 else items
 
 
 def encode(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wakeq.errors import Retry
-from wakeq.message import Message, Publish, encode
+from wakeq.message import Message, Publish, encode, unfold
 
 
 def message(*items: bytes, entry_id: bytes = b"5-0") -> Message:
@@ -137,3 +137,10 @@ def test_a_retry_takes_fields_as_a_publish_does() -> None:
     assert (str(Retry()), Retry().delay, Retry().fields) == ("", None, {})
     with pytest.raises(ValueError, match=r"must not begin with 'wakeq\.'"):
         Retry(fields={"wakeq.attempt": "1"})
+
+
+@pytest.mark.parametrize("blob", [b"abc", b"\0\0\0\1a", b"\0\0\0\1a\0\0\0\2b", b"\xff" * 9])
+def test_what_was_not_folded_is_not_unfolded(blob: bytes) -> None:
+    items = [b"body", b"x", b"wakeq.folded", blob]
+    assert unfold(items) == items
+    assert Message("s", 1, b"1-0", items).body == b"x"
