@@ -489,6 +489,45 @@ def test_a_node_of_a_cluster_that_is_gone_holds_up_no_other(
         host.close()
 
 
+@pytest.mark.parametrize("repaired", [False, True])
+def test_a_node_of_a_cluster_that_is_full_holds_up_no_other(
+    short_dir: Path, cluster: Cluster, notify_socket: NotifySocket, repaired: bool
+) -> None:
+    streams = on_each(cluster)
+    registry = cluster.owner(keys.STREAMS)
+    full, other = [index for index in range(3) if index != registry]
+    host = DelayHost(short_dir, cluster.nodes[full], cluster.url(registry))
+    host.env |= notify_socket.env
+    if repaired:
+        path = host.code("def repair(message): pass")
+        host.configure(f'[delay]\nrepair = "{path}"\n')
+    try:
+        daemon = host.start("--recheck", "1h")
+        notify_socket.wait_for("READY=1")
+        if repaired:
+            host.put("1-0@g", 0, "g", "1-0", "body", "x", stream=streams[full])
+            names = (keys.delayed(streams[full]), keys.repairs(streams[full]))
+            cluster.nodes[full].ask("RENAME", *names)
+        else:
+            host.publish(streams[full], delay=0.5)
+        cluster.nodes[full].ask("CONFIG", "SET", "maxmemory", "1")
+        cluster.nodes[full].ask("PUBLISH", keys.DOORBELL, streams[full])
+        if not repaired:
+            daemon.wait_log("Redis was lost")
+        for _ in range(5):
+            host.publish(streams[other], delay=0.1)
+        wait_until(lambda: length(cluster, streams[other]) == 5, 20)
+        cluster.nodes[full].ask("CONFIG", "SET", "maxmemory", "0")
+        place = keys.retry(streams[full], "g") if repaired else streams[full]
+        wait_until(lambda: length(cluster, place) == 1, 60)
+        if repaired:
+            assert not [line for line in daemon.lines if "Redis was lost" in line]
+        else:
+            daemon.wait_log("Redis is back")
+    finally:
+        host.close()
+
+
 def test_after_a_failover_it_goes_on_with_the_new_master(
     short_dir: Path, notify_socket: NotifySocket
 ) -> None:

@@ -205,7 +205,12 @@ class Promoter:
             self._agenda.put(stream.name, self._clock.now_ms() + _MOVING_MS)
             return None
         if error.code in TRANSIENT or error.code in ("NOPERM", "NOAUTH"):
-            return explain(error, self._link.url)
+            failure = explain(error, self._link.url)
+            if not (self._link.cluster and isinstance(failure, UnavailableError)):
+                return failure
+            # Of this node alone: it has no memory left, say.
+            self._unreachable([stream], failure)
+            return None
         self._seen(stream)
         self._report(stream, "", str(error))
         return None

@@ -20,7 +20,7 @@ from wakeq.delay.failed import BAD, CHANGED, FAILED, READY, FailedMessage
 from wakeq.delay.link import Link
 from wakeq.delay.stream import Stream
 from wakeq.delay.worker import Worker
-from wakeq.errors import ConfigError, TimedOut
+from wakeq.errors import ConfigError, TimedOut, UnavailableError
 from wakeq.message import (
     ATTEMPT,
     CONSUMER,
@@ -188,11 +188,17 @@ class Repairer:
         job: Job | None = None,
     ) -> Any:
         """Run a script; None if the stream does not permit it now."""
-        connection = self._link.connection(stream.name)
-        (reply,) = self._link.run(connection, script, [(names, arguments)])
+        try:
+            connection = self._link.connection(stream.name)
+            (reply,) = self._link.run(connection, script, [(names, arguments)])
+        except UnavailableError as error:
+            if not self._link.cluster:
+                raise
+            reply = ServerError(f"CLUSTERDOWN {error}")
         if not isinstance(reply, ServerError):
             return reply
-        if reply.code in ("MOVED", "ASK", "TRYAGAIN") and self._link.cluster:
+        if self._link.cluster and reply.code in TRANSIENT:
+            # Its node is away, or another one now; those of the other streams are not.
             self._link.forget(stream.name)
         elif reply.code in TRANSIENT:
             raise explain(reply, self._link.url)
