@@ -3,7 +3,19 @@
 import os
 import sys
 
-from wakeq.cli import check, dead, delayed, parser, pause, peek, produce, publish, status, trim, wake
+from wakeq.cli import (
+    check,
+    dead,
+    delayed,
+    parser,
+    pause,
+    peek,
+    produce,
+    publish,
+    status,
+    trim,
+    wake,
+)
 from wakeq.cli.session import Session
 from wakeq.errors import UsageError, WakeqError
 
