@@ -80,7 +80,8 @@ def test_publishing_to_another_slot_fails_and_keeps_the_message(
         consumer = host.start()
         consumer.wait_log("message failed")
         assert "slot" in consumer.output
-        assert host.pending() == 1
+        host.wait_pending(0)
+        assert len(host.delayed()) == 1
         assert consumer.stop() == 0
     finally:
         host.close()

@@ -272,7 +272,7 @@ class Consumer:
             return
         if not self.owner.is_owner:
             self.idler.put_off()  # it is another one's turn
-        elif self.idler.is_over(now, self.link):
+        elif self.link.reading.idle and self.idler.is_over(now, self.link):
             failpoint.hit("before_exit")
             self.report.stopping()
             self._end_as = "went to sleep"
@@ -312,7 +312,7 @@ class Consumer:
             try:
                 # Who stands by waits over one of them. A handler that is at it yet ends before
                 # anybody else begins.
-                channel = self.link.reading if self.owner.is_owner else self.link.writing
+                channel = self.link.reading if self.link.reading.idle else self.link.writing
                 token = b"" if self.lanes.is_busy else self.owner.token
                 self.keeper.leave(channel.connection, self.drainer.handed_back > 0, token)
             except (UnavailableError, ServerError):

@@ -100,6 +100,7 @@ class Line:
         """Give to the lanes what can be given, over a flushed channel."""
         if self._alone is not None and self._alone.finished:
             self._clear(channel, self._alone)
+            channel.flush()  # now: the next one may end the process at once
             self._alone = None
         while self._waiting and self._alone is None and not self._asking:
             if self._waiting[0].deliveries < _SUSPECT:
