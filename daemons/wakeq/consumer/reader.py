@@ -122,7 +122,8 @@ class Reader:
             self._ask_fenced(channel, count, where, block_ms)
             return
         command = (*self._head, count, *block, "STREAMS", *self._member.sources, *where)
-        channel.ask(command, lambda reply: self._take(channel, reply), block_ms / 1000)
+        take = partial(self._take, channel, blocked=block_ms > 0)
+        channel.ask(command, take, block_ms / 1000)
 
     def _ask_fenced(
         self, channel: Channel, count: int, where: tuple[str | bytes, ...], block_ms: int
@@ -148,6 +149,8 @@ class Reader:
             self.waiting = False
             if isinstance(reply, ServerError):
                 raise reply
+            if reply is None:
+                self._look_first(channel)
 
         arguments: list[Argument] = [member.group, member.consumer, count, *where, *token]
         channel.run(self._read, [*member.sources, *fence_keys], arguments, take)
@@ -188,7 +191,23 @@ class Reader:
 
         channel.ask(("EXISTS", self._member.paused), note)
 
-    def _take(self, channel: Channel, reply: Reply) -> None:
+    def _look_first(self, channel: Channel) -> None:
+        """Look whether the stream is paused before anything else is asked.
+
+        A read that blocked came back with nothing: it may have been ended for a pause.
+        """
+
+        def note(reply: Reply) -> None:
+            self.waiting = False
+            if isinstance(reply, ServerError):
+                raise reply
+            self.paused = bool(reply)
+
+        self.waiting = True
+        channel.ask(("EXISTS", self._member.paused), note)
+        channel.flush()
+
+    def _take(self, channel: Channel, reply: Reply, blocked: bool = False) -> None:
         self.waiting = False
         if isinstance(reply, ServerError):
             raise reply
@@ -215,6 +234,8 @@ class Reader:
         if messages and self.recovering:
             self._look_up_deliveries(channel, messages)
         else:
+            if blocked and not entries_read:
+                self._look_first(channel)
             self.on_messages(messages)
 
     def _look_up_deliveries(self, channel: Channel, messages: list[Message]) -> None:
