@@ -41,7 +41,8 @@ def fail(redis: RedisServer, number: int = 7, due: float = 4e12, key: str = DELA
     first = f"{number}-0"
     items = ("wakeq.attempt", "3", "wakeq.error", "ValueError: no", "body", b"a\xff")
     member = f"{first}@billing"
-    redis.client().eval(script, 2, key, DATA, member, due, "billing", first, *items)
+    with redis.client() as client:
+        client.eval(script, 2, key, DATA, member, due, "billing", first, *items)
     return member
 
 
