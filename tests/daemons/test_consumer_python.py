@@ -30,6 +30,7 @@ LOADED = {
     *("__future__", "_heapq", "_operator", "_queue", "_socket", "_weakrefset", "array", "enum"),
     *("collections", "collections.abc", "copyreg", "functools", "gc", "heapq", "itertools"),
     *("keyword", "math", "operator", "queue", "reprlib", "select", "selectors", "signal"),
+    "warnings",  # by threading of Python 3.13
     *("socket", "threading", "types", "_collections", "_functools", "errno", "encodings.ascii"),
     # of others
     *("hiredis", "hiredis.hiredis", "hiredis.version", "sdnotify"),

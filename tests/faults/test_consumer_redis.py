@@ -265,10 +265,9 @@ def test_waits_for_redis_to_load_its_data(
 def is_loading(host: FaultHost) -> bool:
     """Tell whether Redis says that it is loading."""
     try:
-        host.redis.ping()
-    except redis_py.BusyLoadingError:
-        return True
-    return False
+        return bool(host.redis.info("persistence")["loading"])
+    except redis_py.ConnectionError as error:
+        return isinstance(error, redis_py.BusyLoadingError)
 
 
 def test_waits_at_a_replica_until_it_is_the_master(host: FaultHost, own_redis: RedisServer) -> None:
