@@ -424,7 +424,7 @@ def test_the_lease_is_kept_when_redis_is_out_of_memory(own_redis: RedisServer) -
         group.client.xgroup_create(source, G, "0", mkstream=True)
     ids = group.pend("host/a", 2)
     group.client.config_set("maxmemory", 1)
-    with pytest.raises(redis_py.ResponseError, match="OOM|maxmemory"):
+    with pytest.raises(redis_py.ResponseError, match=r"OOM|maxmemory"):
         group.client.set("some", "thing")
     token = group.own("b")[0]
     assert group.own("b", token)[0] == token
