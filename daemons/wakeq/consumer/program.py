@@ -82,18 +82,19 @@ class Runner:
         try:
             _write_all(body, message.body)
             os.lseek(body, 0, os.SEEK_SET)
-            process = subprocess.Popen(
-                self._argv,
-                stdin=body,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=self.environment(message),
-                process_group=0,  # so that what it starts can be ended with it
-            )
+            environment = self.environment(message)
+            with self._lock:  # nothing is started unknown to `kill_all`
+                process = subprocess.Popen(
+                    self._argv,
+                    stdin=body,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    process_group=0,  # so that what it starts can be ended with it
+                )
+                self._running.add(process)
         finally:
             os.close(body)
-        with self._lock:
-            self._running.add(process)
         try:
             timed_out = self._attend(process, message)
         finally:
