@@ -32,6 +32,7 @@ from wakeq.message import Message
 _NOT_INHERITED = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID",
                   "WATCHDOG_USEC", "WAKEQ_FAILPOINT")  # fmt: skip
 _KILL_AFTER_SECONDS = 5.0
+_END_SECONDS = 1.0
 # execve(2) takes no longer string in the environment (MAX_ARG_STRLEN).
 _LONGEST_VARIABLE = 128 * 1024 - 1
 _LONGEST_LINE = 16 * 1024
@@ -103,10 +104,16 @@ class Runner:
         judge(process.returncode, timed_out)
 
     def kill_all(self) -> None:
-        """Kill every program that is running, with all that it started."""
+        """Kill every program that is running, with all that it started, and see it end."""
         with self._lock:
-            for process in self._running:
+            killed = list(self._running)
+            for process in killed:
                 _signal_group(process, signal.SIGKILL)
+        for process in killed:
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass  # it is stuck in the kernel; its end is left to who comes after us
 
     def environment(self, message: Message) -> dict[bytes, bytes]:
         """Return the environment that a program gets with a message."""
