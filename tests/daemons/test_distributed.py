@@ -126,8 +126,7 @@ def test_wakes_consumers_on_every_node_of_the_cluster(cluster: Cluster, short_di
         daemon = host.start()
         for name in names:
             owner(cluster, name).xadd(name, {"body": "1"})
-        for consumer in consumers:
-            consumer.wait_woken()
+        host.wait_woken(consumers)
         assert daemon.stop() == 0
     finally:
         host.close()
