@@ -1,4 +1,4 @@
-"""Every setting of wakeq, and where its value comes from.
+"""Where the value of a setting comes from; `sections` has the settings.
 
 Lowest first: the defaults below, the table of the same name in `wakeq.toml`, the instance's
 own file, the environment (`WAKEQ_*`), the options. Each error names the place that is wrong,
@@ -11,138 +11,19 @@ import os
 from collections.abc import Mapping
 
 from wakeq import toml
-from wakeq.backoff import Growth
 from wakeq.errors import ConfigError, UsageError
-from wakeq.settings import (
-    Section,
-    Setting,
-    Wrong,
-    choice,
-    command,
-    duration,
-    flag,
-    growth,
-    integer,
-    nearest,
-    patterns,
-    text,
-)
+from wakeq.sections import TABLES, Common, Consumer, Delay, Leader, Node, Place, Trim, Wakeup
+from wakeq.settings import Section, Setting, Wrong, nearest
 
 TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
 if TYPE_CHECKING:
     from typing import Any
 
 
+__all__ = ["TABLES", "Common", "Config", "Consumer", "Delay", "Leader", "Node", "Place", "Trim"]
+__all__ += ["Wakeup", "instance_base", "read_file"]
+
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
-
-
-class Place(Section):
-    """Where the files are: from options and the environment only."""
-
-    config_dir = text("where wakeq.toml and consumers/ are", "/etc/wakeq", "DIR")
-    runtime_dir = text("where consumer/NAME.sock are", "/run/wakeq", "DIR")
-
-
-class Common(Section):
-    """What every daemon and the command need: the top level of wakeq.toml."""
-
-    redis_url = text(
-        "the Redis server: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
-        "redis://127.0.0.1:6379/0",
-        "URL",
-    )
-    start_timeout = duration(
-        "how long to try to reach Redis at the start before giving up with exit code 69", 60.0
-    )
-    log_level = choice("the least level that is logged", "info", "debug", "info", "warning")
-
-
-class Consumer(Section):
-    """A consumer: consumers/NAME.toml, with defaults for all in [consumer] of wakeq.toml."""
-
-    stream = text("the stream to read (default: NAME)", "")
-    group = text("the consumer group (default: NAME)", "")
-    start = choice("where a new group begins: 0, the oldest message, or $, the next one", "0",
-                   "0", "$")  # fmt: skip
-    handler = text("what to call for each message: package.module:callable or /a/file.py:callable",
-                   "")  # fmt: skip
-    exec_ = command("what to run for each message instead: a program with its arguments")
-    python = text("run the handler with this interpreter, of the application's own environment",
-                  "", "FILE")  # fmt: skip
-    concurrency = integer("how many messages are handled at once", 1, low=1, high=1000)
-    prefetch = integer("at most this many messages in hand for each of them", 1000,
-                       low=1, high=10000)  # fmt: skip
-    order = choice("none; key: messages with the same wakeq.key one after another; strict: all"
-                   " messages, by one consumer of the group at a time", "none",
-                   "none", "key", "strict")  # fmt: skip
-    standby = choice("strict order, another consumer is at it: wait for it to leave, or exit",
-                     "wait", "wait", "exit")  # fmt: skip
-    lease = duration("strict order, after a crash another consumer takes over after this long",
-                     10.0, low=1.0)  # fmt: skip
-    timeout = duration("a message that takes longer has failed (0: no limit)", 0.0,
-                       low=0.001, off=True)  # fmt: skip
-    max_attempts = integer("a message that failed so often is a dead letter (0: never)", 10,
-                           low=0, high=1_000_000)  # fmt: skip
-    max_crashes = integer("so is a message whose handler ended the whole process so often", 3,
-                          low=1, high=1000)  # fmt: skip
-    backoff = growth("how long to wait at most before another try, each time a random part of it",
-                     Growth(1.0, 2.0, 600.0))  # fmt: skip
-    idle_timeout = duration("exit when nothing came for this long", 30.0, low=2.5)
-    drain_timeout = duration("at a stop, how long to wait for messages being handled", 60.0)
-    claim_after = duration("take over messages of a consumer that is gone after this long", 60.0,
-                           low=1.0)  # fmt: skip
-    scale_lag = integer("wake one more instance for each so many unread messages", 1000,
-                        low=1, high=1_000_000_000)  # fmt: skip
-
-
-class Wakeup(Section):
-    """wakeq-wakeup: [wakeup] of wakeq.toml."""
-
-    recheck = duration("look at everything again this often, should a hint be lost", 60.0, low=1.0)
-    starts = integer("start at most this many consumers at once (0: two for each CPU)", 0,
-                     low=0, high=1000)  # fmt: skip
-    discover = flag("also wake groups whose name is the path of a socket")
-
-
-class Trim(Section):
-    """wakeq-trim and wakeq trim: [trim] of wakeq.toml."""
-
-    keep = integer("leave at least so many of the newest messages of each stream", 1000,
-                   low=0, high=1_000_000_000)  # fmt: skip
-    max_length = integer(
-        "LOSES MESSAGES: remove all but so many, even those that a group needs (0: never)", 0,
-        low=0, high=1_000_000_000,
-    )  # fmt: skip
-    streams = patterns("trim these streams, too, not only those that wakeq has seen")
-
-
-class Delay(Section):
-    """wakeq-delay: [delay] of wakeq.toml."""
-
-    recheck = duration("look at everything again this often, should a hint be lost", 60.0, low=1.0)
-    repair = text("what to call for each failed message before it is delivered again:"
-                  " package.module:callable or /a/file.py:callable", "")  # fmt: skip
-    repair_exec = command("what to run for each failed message instead: a program, arguments")
-    repair_timeout = duration("a repair that takes longer has failed", 30.0, low=0.1)
-
-
-class Leader(Section):
-    """wakeq-leader: [leader] of wakeq.toml."""
-
-    lease = duration("after a crash or a cut of the network another host leads after this long",
-                     10.0, low=1.0)  # fmt: skip
-    stop_timeout = duration("how long what is bound to the target may take to stop: at least as"
-                            " long as any TimeoutStopSec= of it", 2.0)  # fmt: skip
-
-
-# Tables of wakeq.toml, by name; the top level is Common.
-TABLES: dict[str, type[Section]] = {
-    "consumer": Consumer,
-    "wakeup": Wakeup,
-    "delay": Delay,
-    "trim": Trim,
-    "leader": Leader,
-}
 
 
 def instance_base(name: str) -> str:
@@ -269,13 +150,7 @@ class Config:
         # With a handler on the command line, no file is needed: the first try of a developer.
         values = read_file(path, optional="handler" in given or "exec" in given)
         self._apply(section, values, path)
-        if "handler" in values and "exec" in values:
-            raise ConfigError(f"{path}: has both handler and exec, but only one can be run")
-        # The highest place that names either decides, so the other is taken back.
-        for named in (given, values):
-            if "handler" in named or "exec" in named:
-                setattr(section, *(("exec_", []) if "handler" in named else ("handler", "")))
-                break
+        self._choose(section, ("handler", "exec"), values, path)
         self._overlay(section)
         if not section.handler and not section.exec_:
             raise ConfigError(
@@ -292,6 +167,47 @@ class Config:
         section.stream = section.stream or base
         section.group = section.group or base
         return section
+
+    def node(self, name: str) -> Node:
+        """Return the settings of a node, or of one of its instances.
+
+        Raises:
+            ConfigError: a setting is wrong, or two contradict each other.
+        """
+        base = instance_base(name)
+        section = Node()
+        self._apply_table(section, "node")
+        path = os.path.join(self.place.config_dir, "nodes", f"{base}.toml")
+        values = read_file(path, optional=bool(self._given(Node)))
+        self._apply(section, values, path)
+        for pair in (
+            ("stream", "list"), ("handler", "exec"),
+            ("interval", "calendar"), ("generate", "generate_exec"),
+        ):  # fmt: skip
+            self._choose(section, pair, values, path)
+        self._overlay(section)
+        if section.python and not section.handler:
+            raise ConfigError(f"{path}: python is for a handler, and there is none")
+        if section.error_list and not section.list_:
+            raise ConfigError(f"{path}: error_list is for a list, a stream has dead letters")
+        if not section.list_:
+            section.stream = section.stream or base
+        section.group = section.group or base
+        return section
+
+    def _choose(
+        self, section: Section, pair: tuple[str, str], values: dict[str, Any], path: str
+    ) -> None:
+        """Of two settings that exclude each other, let the highest place that names one decide."""
+        given = self._given(type(section))
+        for named, where in ((given, "environment and options"), (values, path)):
+            first, second = (key in named for key in pair)
+            if first and second:
+                raise ConfigError(f"{where}: has both {pair[0]} and {pair[1]}, but only one can be")
+            if first or second:
+                setting = section.table[pair[first]]
+                setattr(section, setting.name, setting.default)
+                return
 
     def _main_path(self) -> str:
         return os.path.join(self.place.config_dir, "wakeq.toml")

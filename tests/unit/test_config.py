@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wakeq.backoff import Growth
-from wakeq.config import Common, Config, Consumer, Place, Wakeup, instance_base, read_file
+from wakeq.config import Common, Config, Consumer, Node, Place, Wakeup, instance_base, read_file
 from wakeq.errors import ConfigError, UsageError
 
 
@@ -193,3 +194,67 @@ def test_no_two_settings_have_one_variable() -> None:
     kinds = (Place, Common, Consumer, Wakeup)
     variables = [setting.variable for kind in kinds for setting in kind.table.values()]
     assert len(variables) == len(set(variables))
+
+
+# -- nodes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nodes(etc: Path) -> Path:
+    (etc / "nodes").mkdir()
+    return etc / "nodes"
+
+
+def test_a_nodes_stream_and_group_are_named_after_it(etc: Path, nodes: Path) -> None:
+    write(nodes, "", "clock.toml")
+    section = config(etc).node("clock:2")
+    assert (section.stream, section.group, section.list_) == ("clock", "clock", "")
+
+
+def test_a_node_on_a_list_has_no_stream(etc: Path, nodes: Path) -> None:
+    write(etc, '[node]\nstream = "s"\nworkers = 3\n')
+    write(nodes, 'list = "queue"\nerror_list = "errors"\n', "clock.toml")
+    section = config(etc).node("clock")
+    assert (section.list_, section.error_list, section.workers) == ("queue", "errors", 3)
+    assert section.stream == ""
+
+
+def test_a_node_needs_no_file_if_anything_else_is_said_of_it(etc: Path) -> None:
+    assert config(etc, {"interval": "1s"}, own=Node).node("clock").interval == 1.0
+    with pytest.raises(ConfigError, match=r"nodes/clock\.toml: there is no such file"):
+        config(etc, own=Node).node("clock")
+
+
+def test_calendar_takes_an_interval_from_a_lower_place_back(etc: Path, nodes: Path) -> None:
+    write(nodes, 'interval = "7s"\n', "clock.toml")
+    section = config(etc, {"calendar": "hourly"}, own=Node).node("clock")
+    assert (section.calendar, section.interval) == ("hourly", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("stream = 's'\nlist = 'l'", "has both stream and list"),
+        ("handler = 'm:f'\nexec = ['/bin/true']", "has both handler and exec"),
+        ("interval = 1\ncalendar = 'hourly'", "has both interval and calendar"),
+        ("generate = 'm:f'\ngenerate_exec = ['/bin/date']", "has both generate and generate_exec"),
+        ("python = '/usr/bin/python3'", "python is for a handler, and there is none"),
+        ("error_list = 'e'", "error_list is for a list, a stream has dead letters"),
+        ("workers = 0", "workers must be 1 to 1000, not 0"),
+        ("lease = '500ms'", "lease must be at least 1s"),
+        ("missed = 'twice'", "missed must be 'skip' or 'once' or 'all'"),
+        ("worker = 1", "unknown setting 'worker' (did you mean 'workers'?)"),
+    ],
+)
+def test_says_what_is_wrong_with_a_nodes_file(
+    etc: Path, nodes: Path, text: str, complaint: str
+) -> None:
+    write(nodes, text, "clock.toml")
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        config(etc).node("clock")
+
+
+def test_two_options_that_contradict_each_other_are_refused(etc: Path) -> None:
+    options = {"interval": "1s", "calendar": "hourly"}
+    with pytest.raises(ConfigError, match="environment and options: has both"):
+        config(etc, options, own=Node).node("clock")

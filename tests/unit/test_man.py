@@ -191,7 +191,7 @@ def test_the_settings_stand_in_their_sections() -> None:
     text = (MAN / "wakeq.toml.5").read_text()
     sections = {"THE TOP LEVEL OF WAKEQ.TOML": "top", "CONSUMERS": "consumer",
                 r"WAKEQ\-WAKEUP": "wakeup", r"WAKEQ\-TRIM": "trim",
-                r"WAKEQ\-DELAY": "delay", r"WAKEQ\-LEADER": "leader"}  # fmt: skip
+                r"WAKEQ\-DELAY": "delay", r"WAKEQ\-LEADER": "leader", "NODES": "node"}  # fmt: skip
     for section in text.split("\n.SH ")[1:]:
         table = sections.get(section.partition("\n")[0], "")
         found = re.findall(r"BEGIN setting (\S+) (\S+)", section)

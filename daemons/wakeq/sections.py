@@ -1,0 +1,165 @@
+"""Every setting of wakeq, by the section it stands in; `config` says where a value comes from."""
+
+from __future__ import annotations
+
+from wakeq.backoff import Growth
+from wakeq.settings import (
+    Section,
+    choice,
+    command,
+    duration,
+    flag,
+    growth,
+    integer,
+    patterns,
+    text,
+)
+
+
+class Place(Section):
+    """Where the files are: from options and the environment only."""
+
+    config_dir = text("where wakeq.toml and consumers/ are", "/etc/wakeq", "DIR")
+    runtime_dir = text("where consumer/NAME.sock are", "/run/wakeq", "DIR")
+
+
+class Common(Section):
+    """What every daemon and the command need: the top level of wakeq.toml."""
+
+    redis_url = text(
+        "the Redis server: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
+        "redis://127.0.0.1:6379/0",
+        "URL",
+    )
+    start_timeout = duration(
+        "how long to try to reach Redis at the start before giving up with exit code 69", 60.0
+    )
+    log_level = choice("the least level that is logged", "info", "debug", "info", "warning")
+
+
+class Consumer(Section):
+    """A consumer: consumers/NAME.toml, with defaults for all in [consumer] of wakeq.toml."""
+
+    stream = text("the stream to read (default: NAME)", "")
+    group = text("the consumer group (default: NAME)", "")
+    start = choice("where a new group begins: 0, the oldest message, or $, the next one", "0",
+                   "0", "$")  # fmt: skip
+    handler = text("what to call for each message: package.module:callable or /a/file.py:callable",
+                   "")  # fmt: skip
+    exec_ = command("what to run for each message instead: a program with its arguments")
+    python = text("run the handler with this interpreter, of the application's own environment",
+                  "", "FILE")  # fmt: skip
+    concurrency = integer("how many messages are handled at once", 1, low=1, high=1000)
+    prefetch = integer("at most this many messages in hand for each of them", 1000,
+                       low=1, high=10000)  # fmt: skip
+    order = choice("none; key: messages with the same wakeq.key one after another; strict: all"
+                   " messages, by one consumer of the group at a time", "none",
+                   "none", "key", "strict")  # fmt: skip
+    standby = choice("strict order, another consumer is at it: wait for it to leave, or exit",
+                     "wait", "wait", "exit")  # fmt: skip
+    lease = duration("strict order, after a crash another consumer takes over after this long",
+                     10.0, low=1.0)  # fmt: skip
+    timeout = duration("a message that takes longer has failed (0: no limit)", 0.0,
+                       low=0.001, off=True)  # fmt: skip
+    max_attempts = integer("a message that failed so often is a dead letter (0: never)", 10,
+                           low=0, high=1_000_000)  # fmt: skip
+    max_crashes = integer("so is a message whose handler ended the whole process so often", 3,
+                          low=1, high=1000)  # fmt: skip
+    backoff = growth("how long to wait at most before another try, each time a random part of it",
+                     Growth(1.0, 2.0, 600.0))  # fmt: skip
+    idle_timeout = duration("exit when nothing came for this long", 30.0, low=2.5)
+    drain_timeout = duration("at a stop, how long to wait for messages being handled", 60.0)
+    claim_after = duration("take over messages of a consumer that is gone after this long", 60.0,
+                           low=1.0)  # fmt: skip
+    scale_lag = integer("wake one more instance for each so many unread messages", 1000,
+                        low=1, high=1_000_000_000)  # fmt: skip
+
+
+class Wakeup(Section):
+    """wakeq-wakeup: [wakeup] of wakeq.toml."""
+
+    recheck = duration("look at everything again this often, should a hint be lost", 60.0, low=1.0)
+    starts = integer("start at most this many consumers at once (0: two for each CPU)", 0,
+                     low=0, high=1000)  # fmt: skip
+    discover = flag("also wake groups whose name is the path of a socket")
+
+
+class Trim(Section):
+    """wakeq-trim and wakeq trim: [trim] of wakeq.toml."""
+
+    keep = integer("leave at least so many of the newest messages of each stream", 1000,
+                   low=0, high=1_000_000_000)  # fmt: skip
+    max_length = integer(
+        "LOSES MESSAGES: remove all but so many, even those that a group needs (0: never)", 0,
+        low=0, high=1_000_000_000,
+    )  # fmt: skip
+    streams = patterns("trim these streams, too, not only those that wakeq has seen")
+
+
+class Delay(Section):
+    """wakeq-delay: [delay] of wakeq.toml."""
+
+    recheck = duration("look at everything again this often, should a hint be lost", 60.0, low=1.0)
+    repair = text("what to call for each failed message before it is delivered again:"
+                  " package.module:callable or /a/file.py:callable", "")  # fmt: skip
+    repair_exec = command("what to run for each failed message instead: a program, arguments")
+    repair_timeout = duration("a repair that takes longer has failed", 30.0, low=0.1)
+
+
+class Leader(Section):
+    """wakeq-leader: [leader] of wakeq.toml."""
+
+    lease = duration("after a crash or a cut of the network another host leads after this long",
+                     10.0, low=1.0)  # fmt: skip
+    stop_timeout = duration("how long what is bound to the target may take to stop: at least as"
+                            " long as any TimeoutStopSec= of it", 2.0)  # fmt: skip
+
+
+class Node(Section):
+    """A node: nodes/NAME.toml, with defaults for all in [node] of wakeq.toml."""
+
+    stream = text("the stream to publish to and to consume (default: NAME)", "")
+    list_ = text("use a list instead of a stream: LPUSH at its left, taken from its right", "",
+                 "KEY")  # fmt: skip
+    error_list = text("the list for messages of a list that failed (default: a key of the node)",
+                      "", "KEY")  # fmt: skip
+    group = text("the consumer group of a stream (default: NAME)", "")
+    handler = text("what to call for each message: package.module:callable or /a/file.py:callable",
+                   "")  # fmt: skip
+    exec_ = command("what to run for each message instead: a program with its arguments")
+    python = text("run the handler with this interpreter, of the application's own environment",
+                  "", "FILE")  # fmt: skip
+    workers = integer("how many messages are handled at once", 100, low=1, high=1000)
+    timeout = duration("a message that takes longer has failed (0: no limit)", 0.0,
+                       low=0.001, off=True)  # fmt: skip
+    max_attempts = integer("a message of a stream that failed so often is a dead letter (0: never)",
+                           10, low=0, high=1_000_000)  # fmt: skip
+    max_crashes = integer("so is a message whose handler ended the whole process so often", 3,
+                          low=1, high=1000)  # fmt: skip
+    backoff = growth("how long to wait at most before another try, each time a random part of it",
+                     Growth(1.0, 2.0, 600.0))  # fmt: skip
+    drain_timeout = duration("at a stop, how long to wait for messages being handled", 60.0)
+    claim_after = duration("take over messages of a process that is gone after this long", 60.0,
+                           low=1.0)  # fmt: skip
+    interval = duration("the leader publishes this often", 0.5, low=0.01)
+    calendar = text("the leader publishes at these times instead, as in systemd.time(7)", "",
+                    "TIMES")  # fmt: skip
+    missed = choice("what becomes of times at which nobody published: skip them, make up for them"
+                    " once, or for all", "skip", "skip", "once", "all")  # fmt: skip
+    generate = text("what to call for the messages: package.module:callable or"
+                    " /a/file.py:callable (default: a unique id and the time)", "")  # fmt: skip
+    generate_exec = command("what to run for the messages instead: a program with its arguments")
+    generate_timeout = duration("messages that take longer to make are left out", 30.0, low=0.1)
+    leader_consumes = flag("the leader consumes, too")
+    lease = duration("after a crash another node leads after this long", 10.0, low=1.0)
+
+
+# Tables of wakeq.toml, by name; the top level is Common.
+TABLES: dict[str, type[Section]] = {
+    "consumer": Consumer,
+    "wakeup": Wakeup,
+    "delay": Delay,
+    "trim": Trim,
+    "leader": Leader,
+    "node": Node,
+}
