@@ -19,6 +19,9 @@ HOST = b"wakeq.host"
 REPAIR_ERROR = b"wakeq.repair_error"  # why it could not be repaired either
 # All fields of a message that has more of them than a script can pass on, in one.
 FOLDED = b"wakeq.folded"
+# MessagePack (msgpack.org): what fits into a string of the shortest kind, and into 16 bits.
+_SHORT, _LONG = 31, 65535
+_PACKED_TIME = b"\xad"  # and 13 digits
 
 Value = bytes | str | int | float
 # Spelled out, because a dict[str, ...] is no Mapping[str | bytes, ...] to a type checker.
@@ -209,6 +212,40 @@ def unfold(items: Sequence[bytes]) -> Sequence[bytes]:
         whole.append(blob[at + 4 : at + 4 + size])
         at += 4 + size
     return whole if at == len(blob) and len(whole) % 2 == 0 else items
+
+
+def pack_failed(group: str, first_id: str, items: Sequence[bytes]) -> tuple[bytes, bytes, bytes]:
+    """Return a message that failed as fail.lua keeps it, {group, first id, field, value ...}.
+
+    It is in three parts (MessagePack), between which the time goes: as FAILED_AT and, at the first
+    failure, as FIRST_FAILED_AT; if it is not that, the second part is empty.
+
+    Args:
+        group: which group it failed for.
+        first_id: the id it was first published with.
+        items: field, value, field, value …, what is ours first.
+    """
+    middle = _pack(FIRST_FAILED_AT) + _PACKED_TIME
+    for name in items[::2]:
+        if name == FIRST_FAILED_AT:
+            middle = b""
+        if not middle or not name.startswith(OWN_PREFIX):
+            break
+    count = 4 + len(items) + (2 if middle else 0)
+    size = b"\xdc" + count.to_bytes(2, "big")
+    if count > _LONG:
+        size = b"\xdd" + count.to_bytes(4, "big")
+    head = (size, _pack(group.encode()), _pack(first_id.encode()), _pack(FAILED_AT), _PACKED_TIME)
+    return b"".join(head), middle, b"".join(map(_pack, items))
+
+
+def _pack(part: bytes) -> bytes:
+    size = len(part)
+    if size <= _SHORT:
+        return bytes((0xA0 | size,)) + part
+    if size > _LONG:
+        return b"\xdb" + size.to_bytes(4, "big") + part
+    return b"\xda" + size.to_bytes(2, "big") + part
 
 
 def encode(

@@ -12,7 +12,7 @@ import redis as redis_py
 
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
-from wakeq.message import FOLDED, Message, carry, fold
+from wakeq.message import FOLDED, Message, carry, fold, pack_failed
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
 from wakeq.wire import Connection, ServerError
@@ -48,7 +48,8 @@ class Failing:
         """Fail messages: each is its id, its first id, the delay, and its items."""
         arguments: list[Any] = [G, C, int(source == RETRY), position, S, keys.DOORBELL]
         for entry_id, first, delay_ms, *items in messages:
-            arguments += [entry_id, first, delay_ms, len(items), *items]
+            raw = [item.encode() if isinstance(item, str) else item for item in items]
+            arguments += [entry_id, f"{first}@{G}", delay_ms, *pack_failed(G, first, raw)]
         names = [source, STATS, DELAYED, DATA, DEAD]
         return Script("fail").call(connection or self.connection, names, arguments)
 

@@ -12,6 +12,7 @@ import redis as redis_py
 
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
+from wakeq.message import pack_failed
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
 from wakeq.wire import Connection, ServerError
@@ -227,6 +228,7 @@ def test_the_owner_is_told_what_held_the_line(group: Group) -> None:
 def scripts(group: Group, token: bytes) -> list[Any]:
     """Run each fenced script; return what each says."""
     (entry_id,) = group.pend("host/a", 1)
+    packed = pack_failed(G, "1-0", [b"k", b"v"])
     failing = [STATS, keys.delayed(S), keys.delayed_data(S), keys.dead(S, G)]
     runs: list[tuple[str, list[str], list[Any]]] = [
         ("hold", [OWNER, STATS], ["", 1]),
@@ -235,7 +237,7 @@ def scripts(group: Group, token: bytes) -> list[Any]:
         (
             "fail",
             [S, *failing],
-            [G, "host/b", 0, "", S, "bell", entry_id, entry_id, 0, 2, "k", "v"],
+            [G, "host/b", 0, "", S, "bell", entry_id, f"{entry_id}@{G}", 0, *packed],
         ),
         ("acknowledge", [S, STATS], [G, "", 0, entry_id]),
         ("publish_and_acknowledge", [S, STATS, "out"], [G, 0, "", 1, entry_id, 2, "k", "v"]),

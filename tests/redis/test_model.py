@@ -54,6 +54,7 @@ from wakeq.message import (
     REPAIR_ERROR,
     Message,
     carry,
+    pack_failed,
 )
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
@@ -682,7 +683,8 @@ class Life(RuleBasedStateMachine):
         arguments: list[Any] = [group, consumer, int(source == RETRY), "", S, keys.DOORBELL]
         for (entry_id, message), delay in failed:
             items = failed_items(message, delay, changes)
-            arguments += [text(entry_id), message.id, delay, len(items), *items]
+            arguments += [text(entry_id), f"{message.id}@{group}", delay]
+            arguments += pack_failed(group, message.id, items)
         names = [(S, keys.retry(S, group))[source], keys.stats(S, group), DELAYED, DATA]
         dead = keys.dead(S, group)
         last = max(self.model.state.groups[group].dead, default=FIRST)

@@ -21,7 +21,7 @@ from wakeq.consumer.handler import Handler, batch, load
 from wakeq.consumer.program import Runner
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.errors import ConfigError, HandlerFailure, Reject, Retry
-from wakeq.message import Message, Publish
+from wakeq.message import Message, Publish, pack_failed
 from wakeq.scripts import Script
 from wakeq.wire import ServerError
 
@@ -170,11 +170,12 @@ def test_moves_failed_messages_together_but_each_stream_by_itself() -> None:
     targets = (f"{prefix}:delayed", f"{prefix}:delayed:data", f"{prefix}:dead:billing")
     head = ("billing", "me")
     tail = (b"3-0", "orders", "wakeq:doorbell")
-    item = (2, b"body", b"x")
-    both = (b"1-0", "1-0", 1500, *item, b"3-0", "3-0", -1, *item)
+    items = [b"body", b"x"]
+    first, second, third = (pack_failed("billing", each, items) for each in ("1-0", "0-7", "3-0"))
+    both = (b"1-0", "1-0@billing", 1500, *first, b"3-0", "3-0@billing", -1, *third)
     assert channel.asked == [
         ("fail", "orders", stats, *targets, *head, 0, *tail, *both),
-        ("fail", retry, stats, *targets, *head, 1, *tail, b"2-0", "0-7", 0, *item),
+        ("fail", retry, stats, *targets, *head, 1, *tail, b"2-0", "0-7@billing", 0, *second),
     ]
     assert hand.holds(messages[0]), "a read of the own pending would return it"
     channel.answer([1, 0])

@@ -7,7 +7,7 @@ from wakeq import failpoint, keys
 from wakeq.consumer.channel import Channel
 from wakeq.consumer.hand import RETRY, STREAM, Hand, Member
 from wakeq.errors import ConfigError
-from wakeq.message import Message, Publish
+from wakeq.message import Message, Publish, pack_failed
 from wakeq.scripts import Script
 from wakeq.wire import TRANSIENT, Argument, Reply, ServerError
 
@@ -199,8 +199,8 @@ class Acknowledger:
         arguments += [position, member.stream, keys.DOORBELL]
         for failure in failures:
             message = failure.message
-            arguments += [message.entry_id, message.id, failure.delay_ms]
-            arguments += [len(failure.items), *failure.items]
+            arguments += [message.entry_id, f"{message.id}@{member.group}", failure.delay_ms]
+            arguments += pack_failed(member.group, message.id, failure.items)
         fence_keys, token = member.fence
         channel.run(
             self._fail,
