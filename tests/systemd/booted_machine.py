@@ -1,8 +1,9 @@
 """A system booted in a container with a real systemd and journald, to be used and thrown away.
 
-It has a network of its own with nothing in it but the loopback interface, and an overlay over
-a base system. The overlay is mounted in a mount namespace of the container's own, and the
-container ends with the process that started it, so neither can be left behind.
+It has a network of its own with nothing in it but the loopback interface, unless it is put into
+another one (network.py), and an overlay over a base system. The overlay is mounted in a mount
+namespace of the container's own, and the container ends with the process that started it, so
+neither can be left behind.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from redis_servers import wait_until
 
 _NSPAWN = [
-    *("systemd-nspawn", "--quiet", "--boot", "--private-network", "--console=passive"),
+    *("systemd-nspawn", "--quiet", "--boot", "--console=passive"),
     # The one who runs it need not be known to a machined, nor be in a unit of its own.
     *("--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off"),
 ]
@@ -53,7 +55,10 @@ class Machine:
 
     Attributes:
         leader: the PID of its init, seen from outside.
+        options: those of systemd-nspawn that not every machine has.
     """
+
+    options: Sequence[str] = ("--private-network",)
 
     def __init__(self, suite: str, *layers: Path) -> None:
         self.suite = suite
@@ -64,11 +69,27 @@ class Machine:
 
     def start(self) -> None:
         """Boot it, and return when all that starts at boot has started."""
+        self.begin()
+        self.wait_for_boot()
+
+    def before_boot(self, path: str, text: str) -> None:
+        """Write one of its files before it boots for the first time."""
+        file = self._folder / "upper" / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def begin(self) -> None:
+        """Have it boot.
+
+        It ends with the thread that calls this.
+        """
+        self.leader = 0
         for name in ("upper", "work", "root"):
             (self._folder / name).mkdir(exist_ok=True)
         overlay = f"lowerdir={':'.join(map(str, self._layers))},upperdir=upper,workdir=work"
         nspawn = [
             *_NSPAWN,
+            *self.options,
             f"--directory={self._folder}/root",
             f"--machine=wakeq-{secrets.token_hex(4)}",
         ]
@@ -82,10 +103,14 @@ class Machine:
                 # systemd 257 refuses a host's cgroup v1 if it is not hidden from it.
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )  # fmt: skip
-        self._wait_for_boot()
 
     def end(self) -> None:
-        """End it at once, as when the power goes, and remove what was written in it."""
+        """End it at once, and remove what was written in it."""
+        self.kill_all()
+        shutil.rmtree(self._folder)
+
+    def kill_all(self) -> None:
+        """End it at once, as when the power goes; what was written in it stays for a next start."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.leader or self._process.pid, signal.SIGKILL)
@@ -95,18 +120,23 @@ class Machine:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        shutil.rmtree(self._folder)
+            self.leader = 0
 
     def freeze(self) -> Path:
         """Turn it off, and return what was written in it, as a layer for others.
 
         The layer is there until `end`.
         """
+        self.power_off()
+        return self._folder / "upper"
+
+    def power_off(self) -> None:
+        """Turn it off as an admin would."""
         assert self._process is not None
         self.call("systemctl", "poweroff")
         self._process.wait(timeout=60)
         self._process = None
-        return self._folder / "upper"
+        self.leader = 0
 
     def reboot(self) -> None:
         """Reboot it as an admin would."""
@@ -114,10 +144,10 @@ class Machine:
         self.call("systemctl", "reboot")
         # With --keep-unit it ends, and leaves starting anew to whoever keeps the unit.
         assert self._process.wait(timeout=60) == _REBOOT, self._console()
-        self.leader = 0
         self.start()
 
-    def _wait_for_boot(self) -> None:
+    def wait_for_boot(self) -> None:
+        """Return when all that starts at boot has started."""
         self.leader = wait_until(self._find_leader, 60, "the container has an init")
         wait_until(self._has_booted, 60, f"the system has booted; its console: {self._console()}")
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from booted_machine import reason_not_to_boot
 from booted_root import SUITES, CannotMake, base_root
+from network import Network, reason_for_no_network
 from wakeq_machine import WakeqMachine
 from wear import begin_to_wear
 
@@ -44,17 +45,26 @@ def package(source: Path) -> Path:
     return next((source / "dist").glob("*.deb"))
 
 
-@pytest.fixture(scope="session", params=SUITES)
-def suite(request: pytest.FixtureRequest) -> str:
-    """Each Debian release that wakeq is made for, where systems can be booted."""
+@pytest.fixture(scope="session")
+def bootable() -> None:
+    """Skip what needs it where no systems can be booted."""
     if reason := reason_not_to_boot():
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def suite(request: pytest.FixtureRequest, bootable: None) -> str:
+    """Each Debian release that wakeq is made for."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def base(suite: str) -> Path:
     """A release as it is before wakeq comes."""
+    return _base(suite)
+
+
+def _base(suite: str) -> Path:
     try:
         return base_root(suite)
     except CannotMake as error:
@@ -62,16 +72,47 @@ def base(suite: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def layers(suite: str, base: Path, package: Path) -> Iterator[list[Path]]:
-    """A release with the package installed."""
-    machine = WakeqMachine(suite, base)
-    try:
-        machine.start()
-        machine.prepare()
-        machine.install(package)
-        yield [machine.freeze(), base]
-    finally:
+def installed(package: Path) -> Iterator[Callable[[str], list[Path]]]:
+    """Installs the package in a release when that is first asked for, and returns its layers."""
+    machines: dict[str, WakeqMachine] = {}
+    made: dict[str, list[Path]] = {}
+
+    def install(suite: str) -> list[Path]:
+        if suite not in made:
+            machine = machines[suite] = WakeqMachine(suite, _base(suite))
+            machine.start()
+            machine.prepare()
+            machine.install(package)
+            made[suite] = [machine.freeze(), _base(suite)]
+        return made[suite]
+
+    yield install
+    for machine in machines.values():
         machine.end()
+
+
+@pytest.fixture(scope="session")
+def layers(suite: str, installed: Callable[[str], list[Path]]) -> list[Path]:
+    """A release with the package installed."""
+    return installed(suite)
+
+
+@pytest.fixture(scope="session")
+def all_layers(bootable: None, installed: Callable[[str], list[Path]]) -> dict[str, list[Path]]:
+    """Each release with the package installed."""
+    if reason := reason_for_no_network():
+        pytest.skip(reason)
+    return {suite: installed(suite) for suite in SUITES}
+
+
+@pytest.fixture
+def network(all_layers: dict[str, list[Path]]) -> Iterator[Network]:
+    """A network without machines."""
+    network = Network(all_layers)
+    try:
+        yield network
+    finally:
+        network.end()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,125 @@
+"""Strict order over several hosts: one handles at a time, whatever becomes of it or its network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fleet import Fleet, fleet_on
+from network import Host, Network
+from wakeq_machine import service, socket
+
+from redis_servers import wait_until
+
+NAME = "orders"
+HANDLER = """
+def handle(message):
+    record(message.text())
+    time.sleep(0.002)
+"""
+SETTINGS = 'order = "strict"\nlease = "5s"\n'
+# Less than what anybody but who stands by could take over after, by a re-check.
+TAKES_OVER_S = 30
+
+
+@pytest.fixture
+def fleet(network: Network) -> Iterator[Fleet]:
+    """Two hosts."""
+    with fleet_on(network, web1="bookworm", web2="trixie") as fleet:
+        yield fleet
+
+
+def begin(fleet: Fleet, settings: str = SETTINGS) -> None:
+    """Have one host handle messages, and the other one stand by."""
+    fleet.configure(NAME, HANDLER, settings)
+    fleet.wait_for_standby(NAME)
+
+
+def owner(fleet: Fleet) -> Host:
+    """Return the host that handles messages, as soon as one does."""
+    return wait_until(lambda: fleet.owner(NAME), TAKES_OVER_S, "somebody owns the group")
+
+
+def other(fleet: Fleet, host: Host) -> Host:
+    """Return the other host."""
+    (other,) = (each for each in fleet.hosts.values() if each is not host)
+    return other
+
+
+def check_order(fleet: Fleet) -> None:
+    """Fail unless all was handled, in order, by one process after the other."""
+    numbers = [int(words[2]) for words in fleet.record()]
+    count = fleet.redis.xlen(NAME)
+    assert list(dict.fromkeys(numbers)) == list(range(count)), "begun for the first time in order"
+    lives = [words[1] for words in fleet.record()]
+    turns = [life for before, life in zip(["", *lives], lives, strict=False) if life != before]
+    assert len(turns) == len(set(turns)), f"nobody begins anything after its successor: {turns}"
+    for life in turns:
+        own = [number for number, each in zip(numbers, lives, strict=True) if each == life]
+        assert own == sorted(set(own)), f"{life} goes up"
+
+
+def repeated(fleet: Fleet) -> set[int]:
+    """Return the numbers that were handled more than once."""
+    numbers = [int(words[2]) for words in fleet.record()]
+    return {number for number in numbers if numbers.count(number) > 1}
+
+
+def test_order_is_kept_when_the_host_that_is_at_it_loses_its_power(fleet: Fleet) -> None:
+    begin(fleet)
+    unacknowledged: set[int] = set()
+    for _ in range(3):
+        fleet.publish(NAME, 700)
+        killed = owner(fleet)
+        next_one = other(fleet, killed)
+        fleet.wait_recorded(fleet.redis.xlen(NAME) - 600)
+        lines = len(fleet.record())
+
+        killed.kill_all()
+        unacknowledged |= fleet.pending(NAME)
+        fleet.publish(NAME, 300)
+
+        fleet.wait_recorded_by(next_one, lines, TAKES_OVER_S)
+        killed.start()
+        fleet.wait_for_standby(NAME)
+    fleet.wait_until_drained(NAME)
+    check_order(fleet)
+    assert repeated(fleet) <= unacknowledged
+
+
+def test_order_is_kept_when_the_host_that_is_at_it_loses_its_network(fleet: Fleet) -> None:
+    begin(fleet)
+    for how in ("cut", "deafen", "cut"):
+        fleet.publish(NAME, 1000)
+        lost = owner(fleet)
+        next_one = other(fleet, lost)
+        fleet.wait_recorded(fleet.redis.xlen(NAME) - 900)
+        lines = len(fleet.record())
+
+        getattr(lost, how)()
+        fleet.wait_recorded_by(next_one, lines, TAKES_OVER_S)
+        lost.heal()
+
+        # It finds out that it is not the owner any more, and waits for its turn.
+        fleet.wait_for_standby(NAME)
+    fleet.wait_until_drained(NAME)
+    check_order(fleet)
+
+
+def test_a_host_that_stops_hands_over_at_once(fleet: Fleet) -> None:
+    begin(fleet, SETTINGS.replace("5s", "10min"))
+    for _ in range(2):
+        stopped = owner(fleet)
+        fleet.publish(NAME, 500)
+        fleet.wait_recorded(fleet.redis.xlen(NAME) - 400)
+        lines = len(fleet.record())
+
+        stopped.systemctl("stop", socket(NAME), service(NAME))
+
+        # Nobody waits for a lease of ten minutes.
+        fleet.wait_recorded_by(other(fleet, stopped), lines)
+        stopped.systemctl("start", socket(NAME))
+        fleet.wait_for_standby(NAME)
+    fleet.wait_until_drained(NAME)
+    check_order(fleet)
+    assert not repeated(fleet)
