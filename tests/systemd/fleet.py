@@ -40,10 +40,12 @@ class Fleet:
     Attributes:
         hub: the machine with Redis.
         hosts: the others, by their names.
+        shared: the folder that all have as SHARED.
     """
 
     def __init__(self, network: Network, **suites: str) -> None:
-        self._record = network.shared / "record"
+        self.shared = network.shared
+        self._record = self.shared / "record"
         self._record.touch()
         self._record.chmod(0o666)
         self._published: dict[str, list[str]] = {}
@@ -68,9 +70,9 @@ class Fleet:
             host.enable(name)
 
     def publish(self, stream: str, count: int) -> None:
-        """Add the next numbers to a stream, from 0."""
+        """Add the next numbers to a stream, from 0, in one step."""
         ids = self._published.setdefault(stream, [])
-        pipe = self.redis.pipeline(transaction=False)
+        pipe = self.redis.pipeline(transaction=True)
         for number in range(len(ids), len(ids) + count):
             pipe.xadd(stream, {"body": str(number)})
         ids += pipe.execute()

@@ -65,6 +65,11 @@ class WakeqMachine(Machine):
         self.server = server
         self.systemctl("enable", "--quiet", "--now", f"{server}-server")
 
+    @property
+    def url(self) -> str:
+        """How its server is reached from outside."""
+        return f"unix://{self.path(_SERVERS[self.server])}"
+
     def redis(self) -> redis.Redis:
         """Return a client of its server; to be closed."""
         return redis.Redis(

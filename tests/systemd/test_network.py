@@ -1,0 +1,64 @@
+"""The network of machines itself: what the tests on it rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from network import PREFIX, Host, Network
+
+from redis_servers import wait_until
+
+
+@pytest.fixture
+def pair(network: Network) -> Iterator[list[Host]]:
+    """Two machines, the first with a Redis for both."""
+    pair = network.boot(web1="bookworm", web2="trixie")
+    pair[0].serve_redis()
+    yield pair
+
+
+def reaches(host: Host, other: Host) -> bool:
+    """Tell whether a host has an answer of another one's Redis."""
+    ask = ("timeout", "1", "redis-cli", "-h", other.address, "ping")
+    return host.call(*ask).stdout == "PONG\n"
+
+
+def connections(server: Host, client: Host) -> list[str]:
+    """Return the names of a host's connections to another one's Redis."""
+    with server.redis() as redis:
+        clients = redis.client_list()
+    return [each["name"] for each in clients if each["addr"].startswith(f"{client.address}:")]
+
+
+def test_a_link_is_cut_and_healed(pair: list[Host]) -> None:
+    server, client = pair
+    assert reaches(client, server)
+    for lose in (server.cut, client.cut, server.deafen, client.deafen):
+        lose()
+        assert not reaches(client, server)
+        lose.__self__.heal()
+        wait_until(lambda: reaches(client, server), 20, "it is reached again")
+
+
+def test_nothing_leads_out_of_it(pair: list[Host]) -> None:
+    for host in pair:
+        routes = host.run("cat", "/proc/net/route").splitlines()[1:]
+        # In hexadecimal, the last byte first.
+        destinations = [bytes.fromhex(route.split()[1])[::-1] for route in routes]
+        assert destinations == [bytes(map(int, f"{PREFIX}0".split(".")))]
+
+
+def test_nobody_hears_of_it_when_a_host_loses_its_power(pair: list[Host]) -> None:
+    server, client = pair
+    listen = f"redis-cli -h {server.address} subscribe news"
+    client.run("systemd-run", "--quiet", "sh", "-c", listen)
+    wait_until(lambda: connections(server, client), 20, "it listens")
+
+    client.kill_all()
+
+    assert connections(server, client)
+    client.start()
+    # What is sent now is answered by a kernel that knows nothing of it.
+    with server.redis() as redis:
+        wait_until(lambda: redis.publish("news", "x") == 0, 20, "it is seen that nobody is there")
