@@ -132,7 +132,7 @@ class ConsumerProcess:
         self.process.stdout.close()
 
 
-def _toml(value: object) -> str:
+def toml(value: object) -> str:
     """Return a value as TOML says it."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {json.dumps(v)}" for key, v in value.items()) + " }"
@@ -192,7 +192,7 @@ class ConsumerHost:
 
     def configure(self, name: str = "orders", **settings: Any) -> None:
         """Write a consumer's file; `exec_` is written `exec`."""
-        lines = [f"{key.rstrip('_')} = {_toml(value)}\n" for key, value in settings.items()]
+        lines = [f"{key.rstrip('_')} = {toml(value)}\n" for key, value in settings.items()]
         (self.config_dir / "consumers" / f"{name}.toml").write_text("".join(lines))
 
     # -- running -----------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Elector:
         name: what is led.
         identity: the process, as nobody else ever describes itself, and its name for people.
         terms: the lease, as Redis counts it, and the trust, which is less; in seconds.
+        source: the stream or list whose node is led, in whose slot the lease is to be.
 
     Attributes:
         on_elected: called with the token when it leads.
@@ -88,6 +89,7 @@ class Elector:
         name: str,
         identity: tuple[str, str],
         terms: tuple[float, float],
+        source: str = "",
     ) -> None:
         self.on_elected: Callable[[bytes], None]
         self.on_lost: Callable[[str], None]
@@ -97,7 +99,7 @@ class Elector:
         self.token = b""
         self._loop = loop
         self._url = url
-        self._key, self._channel = keys.lease(name), keys.vacancy(name)
+        self._key, self._channel = keys.lease(name, source), keys.vacancy(name, source)
         self._identity = identity
         self._lease, self._trust = terms
         self._alarm = Alarm()
@@ -123,6 +125,16 @@ class Elector:
     def fence(self) -> tuple[list[Argument], list[Argument]]:
         """Return the key and the argument that a fenced script takes last."""
         return [self._key], [self.token]
+
+    @property
+    def connections(self) -> int:
+        """How many are open: one, and as a candidate another one, which hears of a vacancy."""
+        return self._line.connected + self._bell.connected
+
+    def check(self) -> None:
+        """Ask now whether this process still leads, not only when it has to renew."""
+        if self.token and self._line.connected:
+            self._ask()
 
     def start(self) -> None:
         """Stand for election from now on."""

@@ -34,6 +34,10 @@ def _hit(name: str) -> None:
         import signal
 
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "stop":
+        import signal
+
+        os.kill(os.getpid(), signal.SIGSTOP)  # until somebody has it go on
     elif action.startswith("sleep="):
         import time
 

@@ -9,6 +9,13 @@ OWN = "wakeq:"  # what all of them begin with, and no stream of a user does
 # CHANNEL: a stream's name is published when one of its messages is due before all others. A
 # channel and no stream, because a script may publish from any slot of a Cluster.
 DOORBELL = "wakeq:doorbell"
+ROOMS = "wakeq:rooms"  # SET: the rooms that there may be; a room's own steps never touch it
+BELL = "wakeq:worker:"  # CHANNEL, with a worker behind it: there is news for it in a room
+_ROOM_PARTS = (
+    *("state", "queue", "clients", "members", "sync"),
+    *("waiting", "workers", "log", "ejected", "timeouts"),
+)
+BRIDGES = "wakeq:bridges"  # HASH: each bridge that has run, and where it takes from and to, JSON
 
 
 def prefix(stream: str) -> str:
@@ -87,11 +94,89 @@ def dedup(stream: str, key: str) -> str:
     return f"{prefix(stream)}:dedup:{key}"
 
 
-def lease(name: str) -> str:
-    """HASH, expires: an election: who leads, until when, with which fencing token."""
-    return f"wakeq:lease:{name}"
+def worker_rooms(worker: str) -> str:
+    """SET: the rooms in which a worker of several processes may have clients."""
+    return f"{BELL}{worker}:rooms"
 
 
-def vacancy(name: str) -> str:
+def room(name: str) -> list[str]:
+    """Return the keys of a room, all in one slot, as room.lua lists them: their types stand there.
+
+    Braces in a name would be taken for a hash tag, so they are written as in a URL.
+    """
+    tag = name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    return [f"wakeq:room:{{{tag}}}:{part}" for part in _ROOM_PARTS]
+
+
+def lease(name: str, source: str = "") -> str:
+    """HASH, expires: an election: who leads, until when, with which fencing token.
+
+    That of a node stands in the slot of its stream or list, which is the source.
+    """
+    return f"{prefix(source) if source else OWN[:-1]}:lease:{name}"
+
+
+def vacancy(name: str, source: str = "") -> str:
     """CHANNEL: the leader of this name has resigned, for those that stand for election."""
-    return f"wakeq:vacancy:{name}"
+    return f"{prefix(source) if source else OWN[:-1]}:vacancy:{name}"
+
+
+def emission(source: str, node: str) -> str:
+    """HASH: what the leaders of a node have emitted: how often, and for which time last, in us."""
+    return f"{prefix(source)}:emission:{node}"
+
+
+def node_process(source: str, node: str, process: str) -> str:
+    """HASH, expires: what one process of a node, `HOST/PID`, says of itself."""
+    return f"{prefix(source)}:node:{node}:{process}"
+
+
+def node_processes(source: str, node: str) -> str:
+    """ZSET, expires: the processes of a node, and until when each is believed to live, in ms."""
+    return f"{prefix(source)}:nodes:{node}"
+
+
+def bridge_group(bridge: str) -> str:
+    """Return the group under which a bridge's counters and dead letters stand.
+
+    Not the bridge's name alone: a group of consumers of the same stream may have that.
+    """
+    return f"bridge/{bridge}"
+
+
+def bridge_lease(channel: str, bridge: str) -> str:
+    """HASH, expires: a bridge: which instance takes the messages of a channel, until when.
+
+    CHANNEL, of the same name: a mark between the messages of one instance and those of the next.
+    """
+    return f"{prefix(channel)}:bridge:{bridge}"
+
+
+def bridge_line(channel: str, bridge: str, process: str) -> str:
+    """CHANNEL: a process of a bridge is subscribed to it for as long as it can hear."""
+    return f"{prefix(channel)}:bridge:{bridge}:line:{process}"
+
+
+def bridge_instances(channel: str, bridge: str) -> str:
+    """ZSET, expires: a bridge: the instances that would take a channel, and until when, in ms."""
+    return f"{prefix(channel)}:bridge:{bridge}:instances"
+
+
+def bridge_batch(stream: str, bridge: str, worker: str) -> str:
+    """STRING, expires: a bridge: the number of the last batch that a worker has published."""
+    return f"{prefix(stream)}:bridge:{bridge}:batch:{worker}"
+
+
+def bridge_taken(source: str, bridge: str, worker: str) -> str:
+    """LIST: a bridge: what a worker has taken from a list and not published yet."""
+    return f"{prefix(source)}:bridge:{bridge}:taken:{worker}"
+
+
+def bridge_takers(source: str, bridge: str) -> str:
+    """SET: a bridge: the workers that may have taken something from a list."""
+    return f"{prefix(source)}:bridge:{bridge}:takers"
+
+
+def enlisted(ids: str) -> str:
+    """ZSET: until when each of the workers lives that stand in a list of ids, in ms."""
+    return f"{prefix(ids)}:enlisted"

@@ -77,9 +77,9 @@ def test_loads_little_before_the_first_message(host: ConsumerHost) -> None:
     assert sorted(modules - ours - {"shop"} - LOADED) == []
     assert ours <= {
         *("wakeq", "wakeq.toml", "wakeq.journal", "wakeq.errors", "wakeq.settings"),
-        *("wakeq.config", "wakeq.systemd", "wakeq.service", "wakeq.backoff", "wakeq.failpoint"),
-        *("wakeq.keys", "wakeq.message", "wakeq.redis_url", "wakeq.replies", "wakeq.scripts"),
-        *("wakeq.wire", "wakeq.consumer"),
+        *("wakeq.config", "wakeq.sections", "wakeq.systemd", "wakeq.service", "wakeq.backoff"),
+        *("wakeq.failpoint", "wakeq.keys", "wakeq.message", "wakeq.redis_url", "wakeq.replies"),
+        *("wakeq.scripts", "wakeq.wire", "wakeq.consumer"),
         *(name for name in ours if name.startswith("wakeq.consumer.")),
     }
     assert "wakeq.consumer.program" not in ours
@@ -181,7 +181,7 @@ def test_says_how_to_help_an_interpreter_that_cannot_load_hiredis(host: Consumer
     consumer = host.start(wake=listener)
     assert consumer.wait_exit() == 78
     assert consumer.lines == [
-        f"wakeq-consumer: python {python} cannot load hiredis (built for another Python):"
+        f"wakeq: python {python} cannot load hiredis (built for another Python):"
         f" install it there with '{python} -m pip install hiredis'"
     ]
     assert lease.recv(10) == b""

@@ -6,8 +6,9 @@ import pytest
 
 from wakeq.delay import agenda as module
 from wakeq.delay.agenda import Agenda, Clock
-from wakeq.delay.failed import FailedMessage, Inbox, packed
+from wakeq.delay.failed import FailedMessage
 from wakeq.delay.repair import answer
+from wakeq.worker import Inbox, packed
 
 
 def test_the_agenda_gives_each_stream_once_at_its_last_given_time() -> None:

@@ -1,4 +1,4 @@
-"""Starts wakeq-consumer in an interpreter that does not know wakeq (see `interpreter`).
+"""Starts a module of wakeq in an interpreter that does not know wakeq (see `interpreter`).
 
 Run as a script. Of the packages of the interpreter that came before, only wakeq and what it
 needs are made known, last in line: the application's own versions go first.
@@ -26,7 +26,7 @@ class _Lender(MetaPathFinder):
 
 
 def main() -> None:
-    """Make wakeq known, check that it can work here, and run the consumer."""
+    """Make wakeq known, check that it can work here, and run the module."""
     # The directory of this script must not offer its modules to the application.
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sys.path[:] = [p for p in sys.path if p and not os.path.abspath(p).startswith(package)]
@@ -34,19 +34,19 @@ def main() -> None:
     sys.meta_path.insert(0, _Lender(frozenset(("wakeq",)), [os.path.dirname(package)]))
     from wakeq.consumer import interpreter
 
-    sys.meta_path.append(_Lender(_NEEDED, interpreter.take_over()))
+    directories, module = interpreter.take_over()
+    sys.meta_path.append(_Lender(_NEEDED, directories))
     try:
         import hiredis  # noqa: F401  (only to see whether it can be loaded here)
     except ImportError as error:
         print(
-            f"wakeq-consumer: python {sys.executable} cannot load hiredis ({error}):"
+            f"wakeq: python {sys.executable} cannot load hiredis ({error}):"
             f" install it there with '{sys.executable} -m pip install hiredis'",
             file=sys.stderr,
         )
         raise SystemExit(78) from None
-    from wakeq.consumer.main import main as consumer
-
-    consumer()
+    __import__(module)
+    sys.modules[module].main()
 
 
 main()

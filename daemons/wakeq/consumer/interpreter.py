@@ -15,6 +15,7 @@ from wakeq.errors import ConfigError
 
 _LIBRARY = "WAKEQ_LIBRARY_PATH"
 _ORIGIN = "WAKEQ_STARTED_AS"
+_MAIN = "WAKEQ_MAIN_MODULE"
 _SEPARATOR = "\x1f"
 _DEFAULT_THRESHOLD = gc.get_threshold()
 
@@ -22,7 +23,7 @@ _DEFAULT_THRESHOLD = gc.get_threshold()
 _origin: list[str] = []
 
 
-def switch(python: str, wake: WakeSocket) -> None:
+def switch(python: str, wake: WakeSocket, module: str = "wakeq.consumer.main") -> None:
     """Go on in another interpreter, if one is asked for and this is not it already.
 
     Raises:
@@ -30,10 +31,22 @@ def switch(python: str, wake: WakeSocket) -> None:
     """
     if not python or _origin:
         return
-    os.environ[_LIBRARY] = os.pathsep.join(filter(None, sys.path))
-    os.environ[_ORIGIN] = _SEPARATOR.join(_command_line())
-    bootstrap = os.path.join(os.path.dirname(__file__), "bootstrap.py")
-    _execute([python, bootstrap, *sys.argv[1:]], wake)
+    command, environment = lend(python, module)
+    os.environ.update(environment)
+    _execute([*command, *sys.argv[1:]], wake)
+
+
+def lend(python: str, module: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs `main` of a module of ours in another interpreter.
+
+    With it goes what is to be added to the environment.
+    """
+    environment = {
+        _LIBRARY: os.pathsep.join(filter(None, sys.path)),
+        _ORIGIN: _SEPARATOR.join(_command_line()),
+        _MAIN: module,
+    }
+    return [python, os.path.join(os.path.dirname(__file__), "bootstrap.py")], environment
 
 
 def restart(wake: WakeSocket) -> None:
@@ -41,10 +54,13 @@ def restart(wake: WakeSocket) -> None:
     _execute(_origin or _command_line(), wake)
 
 
-def take_over() -> list[str]:
-    """Return where the packages of the first interpreter are; called once, by the second."""
+def take_over() -> tuple[list[str], str]:
+    """Return where the packages of the first interpreter are, and the module to run.
+
+    Called once, by the second one.
+    """
     _origin[:] = os.environ.pop(_ORIGIN).split(_SEPARATOR)
-    return os.environ.pop(_LIBRARY).split(os.pathsep)
+    return os.environ.pop(_LIBRARY).split(os.pathsep), os.environ.pop(_MAIN)
 
 
 def calm_garbage_collection() -> None:

@@ -15,7 +15,8 @@ from functools import partial
 from wakeq import systemd
 
 _NAME = "wake"
-_INHERITED = "WAKEQ_WAKE_FDS"
+# Says which descriptors are leases, to a process that is executed or started with them.
+INHERITED = "WAKEQ_WAKE_FDS"
 _LONGEST_REQUEST = 256
 # More than anybody needs; a leak elsewhere must not take all our file descriptors.
 _MOST_LEASES = 256
@@ -42,7 +43,7 @@ class WakeSocket:
         named = systemd.listening_sockets()
         # A socket that is passed without FileDescriptorName=, as by systemd-socket-activate
         wake.listeners = [s for name, some in named.items() for s in some if name != "monitor"]
-        for fd in filter(None, os.environ.pop(_INHERITED, "").split(",")):
+        for fd in filter(None, os.environ.pop(INHERITED, "").split(",")):
             lease = socket.socket(fileno=int(fd))
             lease.setblocking(False)
             wake.leases[lease] = b""
@@ -83,7 +84,7 @@ class WakeSocket:
         """Let all sockets survive the execution of another program by this process."""
         for sock in (*self.listeners, *self.leases):
             sock.set_inheritable(True)
-        os.environ[_INHERITED] = ",".join(str(lease.fileno()) for lease in self.leases)
+        os.environ[INHERITED] = ",".join(str(lease.fileno()) for lease in self.leases)
 
     def _watch_lease(self, selector: selectors.BaseSelector, lease: socket.socket) -> None:
         selector.register(lease, selectors.EVENT_READ, partial(self._answer, selector, lease))

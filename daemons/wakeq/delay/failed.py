@@ -1,15 +1,6 @@
-"""A failed message, as a repair gets it, and what travels between the daemon and its repair.
-
-Both are of one daemon and one Python, on the two ends of a socket: each thing said is its length
-(8 bytes) and what `marshal` makes of plain values.
-"""
-
-import marshal
-from typing import Any
+"""A failed message, as a repair gets it, and what the repair says of it."""
 
 from wakeq.message import ATTEMPT, ERROR, Message
-
-_LENGTH_BYTES = 8
 
 # What the repair says first.
 READY, BAD = "ready", "bad"
@@ -40,28 +31,3 @@ class FailedMessage(Message):
     def failures(self) -> int:
         """How often it has failed."""
         return max(0, self.attempt - 1) if self.own(ATTEMPT) else 0
-
-
-def packed(said: Any) -> bytes:
-    """Return the bytes of something said."""
-    raw = marshal.dumps(said)
-    return len(raw).to_bytes(_LENGTH_BYTES, "big") + raw
-
-
-class Inbox:
-    """Puts together again what comes in pieces."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def take(self, piece: bytes) -> Any:
-        """Take a piece, and return what is said once that is whole; None until then."""
-        self._buffer += piece
-        if len(self._buffer) < _LENGTH_BYTES:
-            return None
-        end = _LENGTH_BYTES + int.from_bytes(self._buffer[:_LENGTH_BYTES], "big")
-        if len(self._buffer) < end:
-            return None
-        said = marshal.loads(self._buffer[_LENGTH_BYTES:end])
-        del self._buffer[:end]
-        return said

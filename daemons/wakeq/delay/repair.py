@@ -18,9 +18,10 @@ from wakeq import journal
 from wakeq.config import Consumer
 from wakeq.consumer.handler import find
 from wakeq.consumer.program import Runner, judge
-from wakeq.delay.failed import BAD, CHANGED, FAILED, READY, SAME, FailedMessage, Inbox, packed
+from wakeq.delay.failed import BAD, CHANGED, FAILED, READY, SAME, FailedMessage
 from wakeq.errors import ConfigError, HandlerFailure, Reject, Retry
 from wakeq.message import BODY, encode
+from wakeq.worker import Inbox, packed
 
 _CHUNK_BYTES = 1 << 16
 _LONGEST_ERROR = 1000

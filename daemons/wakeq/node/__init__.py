@@ -1,0 +1,1 @@
+"""wakeq-node: consumes, stands for election, and publishes when it leads."""

@@ -1,0 +1,126 @@
+"""A process of our own beside a daemon, in which a user's code may hang or crash.
+
+What the two say to each other are plain values, on the two ends of a socket: each is its length
+(8 bytes) and what `marshal` makes of it. Both are of one wakeq and, unless the user wants another
+one, of one Python.
+"""
+
+import marshal
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from wakeq.consumer import interpreter
+from wakeq.wakeup.loop import Loop
+
+_LENGTH_BYTES = 8
+_CHUNK_BYTES = 1 << 16
+_SEND_SECONDS = 15.0
+_STDERR = 2
+# The format of marshal that all Pythons from 3.4 to 3.13 read.
+_MARSHAL = 4
+
+
+def packed(said: Any) -> bytes:
+    """Return the bytes of something said."""
+    raw = marshal.dumps(said, _MARSHAL)
+    return len(raw).to_bytes(_LENGTH_BYTES, "big") + raw
+
+
+class Inbox:
+    """Puts together again what comes in pieces."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def take(self, piece: bytes) -> Any:
+        """Take a piece, and return what is said once that is whole; None until then."""
+        self._buffer += piece
+        if len(self._buffer) < _LENGTH_BYTES:
+            return None
+        end = _LENGTH_BYTES + int.from_bytes(self._buffer[:_LENGTH_BYTES], "big")
+        if len(self._buffer) < end:
+            return None
+        said = marshal.loads(self._buffer[_LENGTH_BYTES:end])
+        del self._buffer[:end]
+        return said
+
+
+class Worker:
+    """The daemon's end: starts the process, asks it, one thing at a time, and ends it.
+
+    Args:
+        loop: tells when it has answered.
+        module: what it runs, with the number of its end of the socket as the argument.
+        on_answer: called with the worker and what it says; with None when it has ended.
+        python: the interpreter to run it with, of the application's own environment.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        module: str,
+        on_answer: Callable[[Any, Any], None],
+        python: str = "",
+    ) -> None:
+        self._loop = loop
+        self._on_answer = on_answer
+        self._inbox = Inbox()
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(_SEND_SECONDS)
+        command = [sys.executable, "-m", module]
+        environment: dict[str, str] = {}
+        if python:
+            command, environment = interpreter.lend(python, module)
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=_STDERR,
+                pass_fds=(theirs.fileno(),),
+                process_group=0,  # so that what it runs can be ended with it
+            )
+        loop.watch(self._socket.fileno(), self.receive)
+
+    def ask(self, said: Any) -> None:
+        """Say something to it; if it has ended, that is told as an answer, later."""
+        try:
+            self._socket.sendall(packed(said))
+        except OSError:
+            self.kill()
+
+    def fileno(self) -> int:
+        """Return the file descriptor that is readable when it has answered."""
+        return self._socket.fileno()
+
+    def receive(self) -> None:
+        """Take what it says."""
+        try:
+            piece = self._socket.recv(_CHUNK_BYTES)
+        except OSError:
+            piece = b""
+        if not piece:
+            self.end()
+            self._on_answer(self, None)
+        elif (said := self._inbox.take(piece)) is not None:
+            self._on_answer(self, said)
+
+    def kill(self) -> None:
+        """End it, and what it runs, at once; that is told as an answer, later."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it has ended, and waits to be waited for
+
+    def end(self) -> None:
+        """End it and what it runs; nothing more is told."""
+        if self._socket.fileno() >= 0:
+            self._loop.forget(self._socket.fileno())
+            self._socket.close()
+            self.kill()
+            self._process.wait()
