@@ -14,6 +14,7 @@ from wakeq.cli import parser as cli_parser
 from wakeq.consumer.main import PROGRAM as CONSUMER
 from wakeq.delay.main import PROGRAM as DELAY
 from wakeq.leader.main import PROGRAM as LEADER
+from wakeq.node.main import PROGRAM as NODE
 from wakeq.service import Program, shown_default
 from wakeq.settings import Setting
 from wakeq.trim.main import PROGRAM as TRIM
@@ -59,7 +60,7 @@ class Command(NamedTuple):
 
 def programs() -> list[Command]:
     """Return everything that can be called."""
-    daemons = (CONSUMER, DELAY, LEADER, TRIM, WAKEUP)
+    daemons = (CONSUMER, DELAY, LEADER, NODE, TRIM, WAKEUP)
     return [_command(_parser()), *map(_daemon, daemons)]
 
 

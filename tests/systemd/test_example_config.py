@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from wakeq.config import TABLES, Common, Config
+from wakeq.node.timetable import Timetable
 
 EXAMPLES = Path(__file__).parents[2] / "packaging/config"
 
@@ -44,3 +45,9 @@ def test_every_common_setting_is_in_it() -> None:
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "consumers").iterdir()), ids=lambda p: p.stem)
 def test_each_consumer_is_right(path: Path) -> None:
     Config({"config_dir": str(EXAMPLES)}).consumer(path.stem)
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "nodes").iterdir()), ids=lambda p: p.stem)
+def test_each_node_is_right(path: Path) -> None:
+    settings = Config({"config_dir": str(EXAMPLES)}).node(path.stem)
+    Timetable(settings)

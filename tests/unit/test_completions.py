@@ -15,7 +15,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMPLETIONS = ROOT / "packaging/completions"
-PROGRAMS = ["wakeq", "wakeq-consumer", "wakeq-delay", "wakeq-leader", "wakeq-trim", "wakeq-wakeup"]
+PROGRAMS = [
+    "wakeq",
+    "wakeq-consumer",
+    "wakeq-delay",
+    "wakeq-leader",
+    "wakeq-node",
+    "wakeq-trim",
+    "wakeq-wakeup",
+]
 BASH = [COMPLETIONS / "bash" / name for name in PROGRAMS]
 ZSH = [COMPLETIONS / "zsh" / f"_{name}" for name in PROGRAMS]
 FISH = [COMPLETIONS / "fish" / f"{name}.fish" for name in PROGRAMS]

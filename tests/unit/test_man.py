@@ -21,7 +21,14 @@ PAGES = sorted(MAN.glob("*.[1-8]"))
 COMMANDS = ["publish", "produce", "status", "peek", "dead list", "dead show", "dead retry",
             "dead purge", "delayed list", "delayed cancel", "delayed now", "pause", "resume",
             "wake", "trim", "check"]  # fmt: skip
-DAEMONS = ["wakeq-consumer", "wakeq-delay", "wakeq-leader", "wakeq-trim", "wakeq-wakeup"]
+DAEMONS = [
+    "wakeq-consumer",
+    "wakeq-delay",
+    "wakeq-leader",
+    "wakeq-node",
+    "wakeq-trim",
+    "wakeq-wakeup",
+]
 SETTINGS = {"top": Common.table, **{name: kind.table for name, kind in TABLES.items()}}
 
 # Options of other programs, in the examples.
@@ -30,7 +37,7 @@ FOREIGN_OPTIONS = {"--now", "--no-block"}
 OTHER_VARIABLES = {
     *("WAKEQ_STREAM", "WAKEQ_GROUP", "WAKEQ_MESSAGE_ID", "WAKEQ_ATTEMPT", "WAKEQ_CONSUMER"),
     *("WAKEQ_FIELD_NAME", "WAKEQ_FIELDS_LEFT_OUT"),
-    *("WAKEQ_ERROR", "WAKEQ_TOKEN"),
+    *("WAKEQ_ERROR", "WAKEQ_TOKEN", "WAKEQ_NODE", "WAKEQ_SEQ", "WAKEQ_TIME"),
 }
 # An interrupted command, and one whose output is closed.
 SHELL_CODES = {130, 141}
@@ -250,8 +257,12 @@ def test_the_keys_in_redis_are_those_that_there_are() -> None:
     made += [keys.dedup("S", "K"), keys.STREAMS, keys.dead("S", "G"), keys.paused("S")]
     made += [keys.delayed("S"), keys.delayed_data("S"), keys.repairs("S")]
     made += [keys.lease("NAME"), keys.vacancy("NAME")]
+    made += [keys.emission("S", "NODE"), keys.node_process("S", "NODE", "HOST/PID")]
+    made += [keys.node_processes("S", "NODE")]
     made += [keys.crashes("S", "G"), keys.owner("S", "G"), keys.turn("S", "G")]
     functions = [name for name, value in vars(keys).items() if callable(value) and name != "prefix"]
     assert len(made) == len(functions) + 1
     for key in made:
-        assert re.search(rf" {re.escape(key)}[,.]? ", text)
+        assert re.search(rf" {re.escape(key)}[,.]? ", text), key
+    for key in (keys.lease("NODE", "S"), keys.vacancy("NODE", "S")):
+        assert re.search(rf" {re.escape(key)}[,.]? ", text), key

@@ -178,9 +178,8 @@ def test_it_contains_what_there_is_and_nothing_else(tree: Path, package: Path) -
     documents = {path for path in found if path.startswith(("usr/share/doc", "usr/share/licenses"))}
     metadata = {path for path in found if ".dist-info/" in path}
     assert found - documents - metadata == expected_files(tree)
-    examples = {
-        f"consumers/{path.name}" for path in (tree / "packaging/config/consumers").iterdir()
-    }
+    config = tree / "packaging/config"
+    examples = {str(path.relative_to(config)) for path in config.glob("*/*.toml")}
     names = {"README.md", "CHANGELOG.md", "ARCHITECTURE.md", "LICENSE", *examples}
     assert {path.split("/wakeq/", 1)[1] for path in documents} == names
     assert {Path(path).name for path in metadata} >= {"METADATA", "entry_points.txt"}
@@ -337,7 +336,7 @@ def test_installing_it_starts_and_enables_nothing_by_itself(
     ]
     assert called(scripts, tmp_path, "POSTUN", 0) == [
         "systemctl list-units --plain --no-legend --state=active,activating,reloading"
-        " wakeq-consumer@*.service"
+        " wakeq-consumer@*.service wakeq-node@*.service"
     ]
 
 
@@ -360,9 +359,10 @@ def test_an_upgrade_restarts_what_runs_and_no_socket(
 def test_removing_it_stops_and_disables_all(scripts: dict[str, str], tmp_path: Path) -> None:
     assert called(scripts, tmp_path, "PREUN", 0) == [
         f"systemctl --no-reload disable --now --no-warn {ENABLED} wakeq-trim.service wakeq.target",
-        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket wakeq-leader@.service",
+        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket wakeq-leader@.service"
+        " wakeq-node@.service",
         "systemctl stop wakeq-consumer@*.socket wakeq-consumer@*.service wakeq-leader@*.service"
-        " system-wakeq.slice",
+        " wakeq-node@*.service system-wakeq.slice",
     ]
 
 
@@ -372,7 +372,8 @@ def test_in_an_image_that_is_not_booted_nothing_is_stopped(
     (tmp_path / "booted").rmdir()
     assert called(scripts, tmp_path, "PREUN", 0) == [
         f"systemctl --no-reload disable --no-warn {ENABLED} wakeq-trim.service wakeq.target",
-        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket wakeq-leader@.service",
+        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket wakeq-leader@.service"
+        " wakeq-node@.service",
     ]
     assert called(scripts, tmp_path, "POSTUN", 1) == []
 

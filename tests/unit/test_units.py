@@ -81,6 +81,8 @@ def test_a_misspelt_key_would_be_noticed(root: Path, file: str) -> None:
         ("wakeq-wakeup.service", 12),
         ("wakeq-delay.service", 12),
         ("wakeq-leader@nightly.service", 12),
+        ("wakeq-node@clock.service", 20),
+        ("wakeq-node@clock:2.service", 20),
         ("wakeq-trim.service", 12),
     ],
 )
