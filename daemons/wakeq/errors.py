@@ -64,6 +64,23 @@ class BusyError(WakeqError):
     exit_code = EX_TEMPFAIL
 
 
+class RoomError(WakeqError):
+    """A room does not do what was asked for; the text says why.
+
+    Attributes:
+        code: the same in a word: `not-subscribed`, `timed-out`, `taken-over`, `not-outstanding`,
+            `doubled`, `not-waited-for` or `full`.
+        failed: the code of each client that was refused, if several were named.
+    """
+
+    exit_code = EX_DATAERR
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.failed: dict[str, str] = {}
+
+
 class Retry(Exception):
     """Raised by a handler: this message could not be handled now, deliver it again.
 

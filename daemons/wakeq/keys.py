@@ -180,3 +180,38 @@ def bridge_takers(source: str, bridge: str) -> str:
 def enlisted(ids: str) -> str:
     """ZSET: until when each of the workers lives that stand in a list of ids, in ms."""
     return f"{prefix(ids)}:enlisted"
+
+
+ALONE = "alone"  # beside the numbers in `taken`: the one that the taker has begun alone
+GIVEN_UP = "~"  # before one in `takers` who was taken for dead
+
+
+def takers(source: str) -> str:
+    """ZSET: who takes messages of a list, and until when each is believed to live, in ms.
+
+    If it was given up: when to look whether something it had asked for has come to it since.
+    """
+    return f"{prefix(source)}:takers"
+
+
+def taken(source: str, taker: str) -> str:
+    """HASH: what a taker has in hand: messages of the list by a number, in order of their taking."""
+    return f"{prefix(source)}:taken:{taker}"
+
+
+def taking(source: str, taker: str) -> str:
+    """LIST: where a message goes for which a taker has waited, on its way to what it has in hand."""
+    return f"{prefix(source)}:taking:{taker}"
+
+
+def suspects(source: str) -> str:
+    """HASH, expires: messages of a list that were in hand when their taker died, by their hash.
+
+    How often they were, and how often alone.
+    """
+    return f"{prefix(source)}:suspects"
+
+
+def errors(source: str, node: str) -> str:
+    """LIST: messages of a list that failed, as JSON, the newest at the left end."""
+    return f"{prefix(source)}:errors:{node}"

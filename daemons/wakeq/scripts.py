@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 _DIRECTORY = os.path.join(os.path.dirname(__file__), "lua")
 # Run also when Redis is out of memory. Room is made by trimming what was handled, so consumers
 # must be able to start: join, ensure_group and own take a few bytes each, trim gives memory back.
-# Nor is a leader to be lost for lack of memory.
-_RUN_WHEN_FULL = ("join", "ensure_group", "own", "trim", "elect", "resign")
+# Nor is a leader to be lost for lack of memory; nor are clients of rooms, and rounds end.
+_RUN_WHEN_FULL = (
+    *("join", "ensure_group", "own", "trim", "elect", "resign"),
+    # What was taken of a list is moved, not added.
+    *("take", "finish_taken", "put_back", "return_taken", "keep_taker"),
+    *("room_acknowledge", "room_leave", "room_look", "room_ping", "room_read"),
+)
 
 
 def _read(name: str) -> bytes:
@@ -35,11 +40,13 @@ class Script:
     Args:
         name: the file's name in lua/, without `.lua`.
         fenced: run it only for the owner of the group, see fence.lua.
+        ahead: another file, what it shares with others; it stands ahead of it.
     """
 
-    def __init__(self, name: str, fenced: bool = False) -> None:
+    def __init__(self, name: str, fenced: bool = False, ahead: str = "") -> None:
         self.name = name
-        self.text = (_read("fence") if fenced else b"") + _read(name)
+        self.text = (_read("fence") if fenced else b"") + (_read(ahead) if ahead else b"")
+        self.text += _read(name)
         if name in _RUN_WHEN_FULL:
             self.text = b"#!lua flags=allow-oom\n" + self.text
         self._sent = False

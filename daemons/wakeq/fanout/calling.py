@@ -1,0 +1,190 @@
+"""Carrying out the requests of rooms over redis-py, for blocking code and for asyncio.
+
+A call is a generator, as in `publishing`: it yields a Request and gets the reply, or the error that
+took its place; or it yields a number of seconds to wait, and gets nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import redis
+
+from wakeq.backoff import Backoff
+from wakeq.config import Config
+from wakeq.errors import UnavailableError, WakeqError
+from wakeq.fanout.rooms import Request
+from wakeq.redis_client import Servers, explained, server_error
+from wakeq.redis_url import RedisURL
+
+_REDIRECTS_MOST = 5
+# How often what may be repeated is tried: about three seconds in all.
+_TRIES = 6
+# Requests that go out together; so many scripts do not hold others up for long.
+_TOGETHER = 100
+
+Steps = Generator[Request | Sequence[Request] | float, Any, Any]
+
+
+class _GivenClient:
+    """Stands for the servers when the caller has a client already, whose it stays."""
+
+    url = "the client given"
+    cluster = False
+
+    def __init__(self, client: Any) -> None:
+        if type(client).__name__ == "RedisCluster":
+            raise TypeError("client must not be a RedisCluster: give redis_url, redis+cluster://")
+        self._client = client
+
+    def client(self, _key: str) -> Any:
+        return self._client
+
+    def redirected(self, _error: BaseException) -> bool:
+        return False
+
+    def lost(self, _key: str, _error: BaseException) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+def servers(redis_url: str | RedisURL | None, client: Any, name: str, asynchronous: bool) -> Any:
+    """Return the servers that a caller means; by default those of the configuration.
+
+    Raises:
+        ConfigError: the URL or wakeq.toml is wrong.
+    """
+    if client is not None:
+        if redis_url is not None:
+            raise TypeError("give redis_url or client, not both")
+        return _GivenClient(client)
+    url = redis_url or Config().common().redis_url
+    return Servers(url if isinstance(url, RedisURL) else RedisURL(url), name, asynchronous)
+
+
+def call(servers: Any, request: Request, repeatable: bool = True, tries: int = _TRIES) -> Steps:
+    """Carry out a request; what may be repeated is, for a while, when its reply was lost.
+
+    Raises:
+        UnavailableError: Redis cannot be reached, or cannot answer now; what is not repeatable may
+            have been carried out.
+        WakeqError: Redis refuses.
+    """
+    backoff, redirects = Backoff(0.2, 2.0), 0
+    while True:
+        reply = yield request
+        if not isinstance(reply, Exception):
+            return reply
+        if servers.redirected(reply) and redirects < _REDIRECTS_MOST:
+            redirects += 1
+            continue
+        code = server_error(reply)
+        if code is not None and code.code == "NOSCRIPT" and request.send_whole():
+            continue
+        error = explained(reply, servers.url)
+        unavailable = isinstance(error, UnavailableError)
+        # An error reply says that nothing was done, unless a replica's promotion was waited for.
+        if not unavailable or (code is None and not repeatable) or backoff.tries + 1 >= tries:
+            raise error
+        if code is not None and code.code == "OOM":
+            raise error
+        request.repeated = request.repeated or code is None
+        yield backoff.next()
+
+
+def call_all(servers: Any, requests: Sequence[Request], tries: int = _TRIES) -> Steps:
+    """Carry out requests that may be repeated, in any order; see `call`."""
+    replies: list[Any] = []
+    for start in range(0, len(requests), _TOGETHER):
+        some = requests[start : start + _TOGETHER]
+        if servers.cluster or len(some) == 1:
+            found: list[Any] = [None] * len(some)
+        else:
+            found = yield some
+        for request, reply in zip(some, found, strict=True):
+            if reply is None or isinstance(reply, Exception):
+                reply = yield from call(servers, request, tries=tries)  # noqa: PLW2901
+            replies.append(reply)
+    return replies
+
+
+def drive(servers: Any, steps: Steps) -> Any:
+    """Do what a generator yields, and return what it returns."""
+    outcome: Any = None
+    while True:
+        try:
+            step = steps.send(outcome)
+        except StopIteration as stop:
+            return stop.value
+        if isinstance(step, Request):
+            outcome = _carry_out(servers, step)
+        elif isinstance(step, float):
+            time.sleep(step)
+            outcome = None
+        else:
+            outcome = _carry_out_all(servers, step)
+
+
+def _carry_out(servers: Any, request: Request) -> Any:
+    while True:
+        try:
+            return servers.client(request.key).execute_command(*request.command)
+        except WakeqError as error:
+            return error
+        except (redis.exceptions.RedisError, OSError) as error:
+            if server_error(error) is not None or not servers.lost(request.key, error):
+                return error
+
+
+def _carry_out_all(servers: Any, requests: Sequence[Request]) -> list[Any]:
+    pipeline = servers.client(requests[0].key).pipeline(transaction=False)
+    for request in requests:
+        pipeline.execute_command(*request.command)
+    try:
+        return list(pipeline.execute(raise_on_error=False))
+    except (redis.exceptions.RedisError, OSError):
+        return [None] * len(requests)
+
+
+async def drive_async(servers: Any, steps: Steps) -> Any:
+    """Do what a generator yields, for asyncio; see `drive`."""
+    outcome: Any = None
+    while True:
+        try:
+            step = steps.send(outcome)
+        except StopIteration as stop:
+            return stop.value
+        if isinstance(step, Request):
+            outcome = await _carry_out_async(servers, step)
+        elif isinstance(step, float):
+            await asyncio.sleep(step)
+            outcome = None
+        else:
+            outcome = await _carry_out_all_async(servers, step)
+
+
+async def _carry_out_async(servers: Any, request: Request) -> Any:
+    while True:
+        try:
+            return await servers.client(request.key).execute_command(*request.command)
+        except WakeqError as error:
+            return error
+        except (redis.exceptions.RedisError, OSError) as error:
+            if server_error(error) is not None or not servers.lost(request.key, error):
+                return error
+
+
+async def _carry_out_all_async(servers: Any, requests: Sequence[Request]) -> list[Any]:
+    pipeline = servers.client(requests[0].key).pipeline(transaction=False)
+    for request in requests:
+        pipeline.execute_command(*request.command)
+    try:
+        return list(await pipeline.execute(raise_on_error=False))
+    except (redis.exceptions.RedisError, OSError):
+        return [None] * len(requests)

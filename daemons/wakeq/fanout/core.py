@@ -1,0 +1,196 @@
+"""What the clients of rooms send, and what the replies mean; `client` and the workers send it."""
+
+import heapq
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from wakeq import keys
+from wakeq.errors import RoomError, WakeqError
+from wakeq.fanout import rooms
+from wakeq.fanout.calling import Steps, call, call_all
+from wakeq.fanout.records import RoomMetrics, add_up, read_metrics, read_peek, read_state
+from wakeq.fanout.rooms import Request, Rooms, checked, checked_worker
+
+# How often a room that is used is put into the registry again, from which others may take it when
+# they find it empty.
+_REGISTER_SECONDS = 60.0
+_REGISTERED_MOST = 100_000
+_SCANNED = 500
+_BY = ("backlog", "delay", "clients", "waiting", "round_age", "rounds", "timeouts")
+# A repeated request's answers to what its first sending has done.
+_DONE_BEFORE = {"doubled", "not-outstanding"}
+
+
+class Core:
+    """Decides what is sent, and what the replies mean, for both kinds of clients."""
+
+    def __init__(self, servers: Any, timeout: float, queue_limit: int) -> None:
+        if not isinstance(queue_limit, int) or queue_limit < 0:
+            raise ValueError(f"queue_limit must be 0 or more, not {queue_limit!r}")
+        self.servers = servers
+        self.timeout_ms = rooms.seconds_as_ms("timeout", timeout)
+        self.queue_limit = queue_limit
+        self.rooms = Rooms()
+        self._registered: dict[str, float] = {}
+        self._joined: dict[str, set[str]] = {}  # client -> rooms, of those who joined here
+
+    def subscribe(
+        self, room: str, client: str, worker: str, mode: str, backlog: str, index: bool = True
+    ) -> Steps:
+        """Make somebody a client; `index`: other processes of the worker are to find the room."""
+        checked_worker(worker)
+        checked("client_id", client)
+        if mode not in rooms.MODES:
+            raise ValueError(f"mode must be {', '.join(rooms.MODES)}, not {mode!r}")
+        if backlog not in ("keep", "drop"):
+            raise ValueError(f"backlog must be keep or drop, not {backlog!r}")
+        drop = backlog == "drop"
+        join = self.rooms.join(room, client, worker, mode, self.timeout_ms, drop)
+        # Before, so that no room is ever without it; after, because it may have been removed as
+        # empty just then.
+        key = keys.worker_rooms(worker)
+        if index:
+            yield from call(self.servers, _add(key, room))
+        reply = yield from call(self.servers, join)
+        if index:
+            yield from call(self.servers, _add(key, room))
+        self._joined.setdefault(client, set()).add(room)
+        yield from self._register(room)
+        return reply
+
+    def unsubscribe(self, room: str, client: str) -> Steps:
+        request = self.rooms.leave(room, [checked("client_id", client)])
+        failed = yield from call(self.servers, request)
+        self._left(room, client)
+        error = rooms.refused(room, failed)
+        if error is not None and not request.repeated:
+            raise error
+
+    def send(self, room: str, data: object, producer: str, priority: int) -> Steps:
+        rooms.checked_priority(priority)
+        limit = self.queue_limit
+        producer = checked("producer", producer) if producer else ""
+        request = self.rooms.send(room, rooms.encode(data), producer, priority, limit)
+        message_id, length = yield from call(self.servers, request, repeatable=False)
+        if not message_id:
+            raise rooms.is_full(room, length)
+        yield from self._register(room)
+        return message_id.decode()
+
+    def send_out_of_band(self, room: str, data: object, producer: str) -> Steps:
+        producer = checked("producer", producer) if producer else ""
+        request = self.rooms.send_out_of_band(room, rooms.encode(data), producer)
+        message_id, _ = yield from call(self.servers, request, repeatable=False)
+        return message_id.decode()
+
+    def ack(self, room: str, clients: str | Iterable[str], message_id: str) -> Steps:
+        names = [clients] if isinstance(clients, str) else list(clients)
+        for name in names:
+            checked("client_id", name)
+        failed: list[bytes] = []
+        for start in range(0, len(names), rooms.CLIENTS_MOST):
+            some = names[start : start + rooms.CLIENTS_MOST]
+            request = self.rooms.acknowledge(
+                room, checked("message_id", message_id), some, self.timeout_ms
+            )
+            reply = yield from call(self.servers, request)
+            pairs = rooms.failures(reply[0])
+            for client, code in pairs:
+                if not (request.repeated and code in _DONE_BEFORE):
+                    failed += [client.encode(), code.encode()]
+                if code in ("not-subscribed", "timed-out"):
+                    self._left(room, client)
+        if error := rooms.refused(room, failed):
+            raise error
+
+    def ping(self, client: str, room: str | None) -> Steps:
+        checked("client_id", client)
+        found = [room] if room is not None else sorted(self._joined.get(client, ()))
+        if not found:
+            raise RoomError(
+                "not-subscribed", f"client {client} was not subscribed to any room here; say which"
+            )
+        requests = [self.rooms.ping(one, [client], self.timeout_ms) for one in found]
+        replies = yield from call_all(self.servers, requests)
+        errors: list[RoomError] = []
+        for one, reply in zip(found, replies, strict=True):
+            if error := rooms.refused(one, reply[0]):
+                self._left(one, client)
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def peek(self, room: str, offset: int, limit: int | None) -> Steps:
+        checked("room", room)
+        for name, value in (("offset", offset), ("limit", limit or 0)):
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be 0 or more, not {value!r}")
+        if limit == 0:
+            return []
+        reply = yield from call(self.servers, self.rooms.peek(room, offset, limit))
+        return read_peek(reply)
+
+    def room_state(self, room: str) -> Steps:
+        reply = yield from call(self.servers, self.rooms.state(room, with_clients=True))
+        return read_state(room, reply)
+
+    def room_metrics(self, room: str) -> Steps:
+        reply = yield from call(self.servers, self.rooms.state(room, with_clients=False))
+        return read_metrics(room, reply)
+
+    def metrics(self, top: int, by: str) -> Steps:
+        if by not in _BY:
+            raise ValueError(f"by must be one of {', '.join(_BY)}, not {by!r}")
+        if not isinstance(top, int) or top < 0:
+            raise ValueError(f"top must be 0 or more, not {top!r}")
+        found: dict[str, RoomMetrics] = {}
+        cursor: Any = 0
+        while True:
+            scan = Request(keys.ROOMS, ("SSCAN", keys.ROOMS, cursor, "COUNT", _SCANNED))
+            cursor, raws = yield from call(self.servers, scan)
+            names = [name for raw in raws if (name := raw.decode()) not in found]
+            for one in (yield from self._figures(names)):
+                found[one.room] = one
+            if not int(cursor):
+                break
+        yield from self._forget_empty([name for name, one in found.items() if one.is_empty])
+        some = [one for one in found.values() if not one.is_empty]
+        return add_up(list(found.values()), heapq.nlargest(top, some, lambda one: getattr(one, by)))
+
+    def _figures(self, names: Sequence[str]) -> Steps:
+        requests = [self.rooms.state(name, with_clients=False) for name in names]
+        replies = yield from call_all(self.servers, requests)
+        return [read_metrics(*pair) for pair in zip(names, replies, strict=True)]
+
+    def _forget_empty(self, names: Sequence[str]) -> Steps:
+        """Take rooms out of the registry, but not those that were used meanwhile."""
+        for start in range(0, len(names), _SCANNED):
+            some = names[start : start + _SCANNED]
+            yield from call(self.servers, Request(keys.ROOMS, ("SREM", keys.ROOMS, *some)))
+            # Who uses a room registers it afterwards, so what is not seen here comes later.
+            used = [one.room for one in (yield from self._figures(some)) if not one.is_empty]
+            if used:
+                yield from call(self.servers, _add(keys.ROOMS, *used))
+
+    def _register(self, room: str) -> Steps:
+        now = time.monotonic()
+        if now - self._registered.get(room, -_REGISTER_SECONDS) < _REGISTER_SECONDS:
+            return
+        if len(self._registered) >= _REGISTERED_MOST:
+            self._registered.clear()
+        try:
+            yield from call(self.servers, _add(keys.ROOMS, room))
+        except WakeqError:
+            return  # what was asked for is done; the next one tries again
+        self._registered[room] = now
+
+    def _left(self, room: str, client: str) -> None:
+        if found := self._joined.get(client):
+            found.discard(room)
+            if not found:
+                del self._joined[client]
+
+
+def _add(key: str, *rooms: str) -> Request:
+    return Request(key, ("SADD", key, *rooms))

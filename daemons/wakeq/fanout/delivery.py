@@ -1,0 +1,97 @@
+"""What a worker hands out, to whom, and what it asks Redis."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from wakeq.fanout.records import Queued
+
+
+class RoomMessage:
+    """A message for one client.
+
+    Attributes:
+        room, client: who gets it, and where.
+        id: names it; in microseconds since 1970, when it was sent.
+        data: what was sent, as bytes; see `text` and `json`.
+        producer: who sent it, as the sender says.
+        oob: it is out-of-band.
+        awaits: the next message waits until it is acknowledged.
+        attempt: 1, and one more after each failure of the handler here.
+        latency: how many seconds after it was sent it was received, by the clock of Redis.
+    """
+
+    __slots__ = ("_ack", "attempt", "awaits", "client", "latency", "message", "oob", "room")
+
+    def __init__(self, room: str, client: str, message: Queued, oob: bool, awaits: bool) -> None:
+        self.room = room
+        self.client = client
+        self.message = message
+        self.oob = oob
+        self.awaits = awaits
+        self.attempt = 1
+        self.latency = 0.0
+        self._ack: Callable[[], None] = _no_ack
+
+    def __repr__(self) -> str:
+        return f"<RoomMessage {self.id} of {self.room} for {self.client}>"
+
+    @property
+    def id(self) -> str:
+        return self.message.id
+
+    @property
+    def data(self) -> bytes:
+        return self.message.data
+
+    @property
+    def producer(self) -> str:
+        return self.message.producer
+
+    def text(self) -> str:
+        """Return the data as text; see Queued."""
+        return self.message.text()
+
+    def json(self) -> Any:
+        """Return what the data, which is JSON, stands for; see Queued."""
+        return self.message.json()
+
+    def ack(self) -> None:
+        """Acknowledge it, where the worker does not; from any thread. It is sent a moment later."""
+        self._ack()
+
+    def on_ack(self, callback: Callable[[], None]) -> None:
+        """Have somebody told of `ack`."""
+        self._ack = callback
+
+
+class Seat:
+    """One client in a room.
+
+    Attributes:
+        since: later numbers in the log are for it.
+        joined: later rounds are for it.
+        in_hand: the id that was given out and is not acknowledged, or empty.
+        acked: the last id that was acknowledged.
+    """
+
+    __slots__ = ("acked", "in_hand", "joined", "mode", "since")
+
+    def __init__(self, mode: str, since: int, joined: int) -> None:
+        self.mode = mode
+        self.since = since
+        self.joined = joined
+        self.in_hand = ""
+        self.acked = ""
+
+
+class Ask(NamedTuple):
+    """What to ask Redis: `ack`, `look` or `read`."""
+
+    what: str
+    message_id: str = ""
+    clients: Sequence[str] = ()
+    edits: int = 0  # how often clients had joined and left here by then
+
+
+def _no_ack() -> None:
+    raise RuntimeError("this message is not acknowledged, or by the worker itself")

@@ -1,0 +1,334 @@
+"""What one process of a worker knows of one room: its clients there, and what is to be done next.
+
+A `Desk` decides and does no I/O: `next` says what to ask Redis or which handler to call, and the
+replies are told to it. So blocking code, asyncio and a daemon's loop share every decision. Rounds
+and the log are two lines of work beside each other, so that what is out-of-band does not wait for a
+handler of a round; each of them is for one caller at a time.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from wakeq.backoff import Growth
+from wakeq.fanout.delivery import Ask, RoomMessage, Seat
+from wakeq.fanout.records import Queued, read_message
+from wakeq.fanout.rooms import CLIENTS_MOST, failures
+from wakeq.fanout.tally import Tally
+
+# An acknowledgement waits at most so long for others to go with.
+_LATE_SECONDS = 0.003
+_GONE = {"not-subscribed", "timed-out", "taken-over"}
+GROWTH = Growth(0.1, 2.0, 30.0)
+
+
+class Desk:
+    """One room, as one process of a worker sees it.
+
+    Attributes:
+        is_ours: another process of the worker does not have the room.
+        is_served, is_read: somebody does what `next_step`, `next_read` say; the caller's to set.
+        ejected: (client, reason) that are to be told; the reason may be empty: ask.
+        reports: clients that were timed out and are to be told.
+        check_in: seconds after which to look again, or None.
+        retries: messages whose handlers failed, and after how many seconds to hand them out again.
+    """
+
+    def __init__(self, room: str, tally: Tally, reports: bool) -> None:
+        self.room = room
+        self.version = -1
+        self.seats: dict[str, Seat] = {}
+        self.is_ours = True
+        self.is_served = self.is_read = False
+        self.ejected: list[tuple[str, str]] = []
+        self.reports: list[str] = []
+        self.check_in: float | None = None
+        self.retries: list[tuple[RoomMessage, float]] = []
+        self._tally = tally
+        self._wants_reports = reports
+        self._wants_look = self._wants_read = True
+        self._round = self._timeouts = -1
+        self._logged = 0
+        self._read: int | None = None
+        self._done: int | None = None
+        self._told_done: int | None = None
+        self._todo: deque[RoomMessage] = deque()
+        self._log_todo: deque[tuple[int, RoomMessage]] = deque()
+        self._acks: dict[str, list[str]] = {}
+        self._acks_since = 0.0
+        self._reasons: dict[str, str] = {}
+        self._leaving: set[str] = set()
+        self._edits = 0
+
+    # -- what there is to do -----------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether it has no clients, and nothing to do."""
+        busy = self.is_served or self.is_read or self.has_step or self.has_read
+        return not (busy or self.seats or self.retries or self.ejected or self.reports)
+
+    @property
+    def has_step(self) -> bool:
+        """Tell whether `next_step` would say something."""
+        return bool(self._acks or self._todo or self._wants_look)
+
+    @property
+    def has_read(self) -> bool:
+        """Tell whether `next_read` would say something."""
+        return bool(self._log_todo) or (self.is_ours and self._reads_on)
+
+    @property
+    def _reads_on(self) -> bool:
+        return bool(self.seats) and (self._wants_read or self._told_done != self._done)
+
+    def next_step(self) -> Ask | RoomMessage | None:
+        """Return what to do next for the rounds."""
+        waited = self._acks and time.monotonic() - self._acks_since >= _LATE_SECONDS
+        if self._acks and (waited or not self._todo):
+            message_id, clients = next(iter(self._acks.items()))
+            some, rest = clients[:CLIENTS_MOST], clients[CLIENTS_MOST:]
+            if rest:
+                self._acks[message_id] = rest
+            else:
+                del self._acks[message_id]
+            return Ask("ack", message_id, some)
+        if self._todo:
+            return self._todo.popleft()
+        if self._wants_look:
+            self._wants_look = False
+            names = [client for client, seat in self.seats.items() if seat.mode == "sync"]
+            return Ask("look", "", names, self._edits)
+        return None
+
+    def next_read(self) -> Ask | RoomMessage | None:
+        """Return what to do next for the log."""
+        if self._log_todo:
+            return self._log_todo[0][1]
+        if self.is_ours and self._reads_on:
+            self._wants_read = False
+            return Ask("read")
+        return None
+
+    @property
+    def read_from(self) -> tuple[int | None, int | None]:
+        """After which number to read on, and up to which all is done."""
+        return self._read, self._done
+
+    # -- what Redis says ---------------------------------------------------------------------
+
+    def hear(self, rounds: int, logged: int, timeouts: int, version: int) -> None:
+        """Take the figures of the room, from a ring or a reply."""
+        if version == -1:
+            self._let_go()
+            self._wants_look = True
+            return
+        if not self.is_ours:
+            return  # who has the room hears it too
+        if version != self.version or rounds != self._round:
+            self._wants_look = True
+        if timeouts != self._timeouts:
+            self._timeouts = timeouts
+            self._wants_look = self._wants_look or self._wants_reports
+        if logged != self._logged:
+            self._logged, self._wants_read = logged, True
+
+    def doubt(self) -> None:
+        """Believe nothing that was heard: something may have been missed."""
+        self._wants_look = self._wants_read = True
+
+    def doubt_look(self) -> None:
+        """Look again: somebody may have to be timed out."""
+        self._wants_look = True
+
+    def take_failures(self, failed: Iterable[Any]) -> list[tuple[str, str]]:
+        """Take what a ping or acknowledgement says of clients; return them."""
+        found = list(failures(list(failed)))
+        for client, code in found:
+            if code in _GONE and client in self.seats:
+                self._reasons[client] = code
+                self._wants_look, self.version = True, -1
+        return found
+
+    def take_joined(self, client: str, mode: str, reply: Sequence[Any]) -> None:
+        """Take the reply to subscribing; see room_join.lua."""
+        _, version, since, joined = reply
+        self._leaving.discard(client)
+        self._edits += 1
+        if version == self.version + 1:
+            self.seats[client] = Seat(mode, since, joined)
+            self.version = version
+        elif version > self.version:
+            self.version = -1
+        self.doubt()
+
+    def begin_leave(self, client: str) -> None:
+        """Have no client any more that is being unsubscribed here."""
+        self._leaving.add(client)
+        self._edits += 1
+        self.seats.pop(client, None)
+        self._todo = deque(each for each in self._todo if each.client != client)
+
+    def end_leave(self, client: str) -> None:
+        """Believe again what Redis says of a client; it has left."""
+        self._leaving.discard(client)
+        self._edits += 1
+        self.version, self._wants_look = -1, True
+
+    def take_look(self, ask: Ask, reply: Sequence[Any]) -> None:
+        """Take the reply to a look; see room_look.lua."""
+        elsewhere, version, members, rounds, raw, waiting, logged, late = reply[:8]
+        self._timeouts = late
+        self.reports += [name.decode() for name in reply[8]]
+        if elsewhere:
+            self._let_go()
+            self.check_in = elsewhere / 1000 + 0.001
+            return
+        if not self.is_ours:
+            self.is_ours, self._read, self._wants_read = True, None, True
+        overdue = reply[9]
+        self.check_in = None if overdue < 0 else overdue / 1000 + 0.001
+        if ask.edits != self._edits:
+            self.version, self._wants_look = -1, True  # what it says may be older than what we did
+        elif version != self.version:
+            self._take_members(members)
+            self.version = version
+            self._wants_read = True
+        self._round = rounds
+        if logged != self._logged:
+            self._logged, self._wants_read = logged, True
+        if raw and (message := self._message(raw)):
+            for name in waiting:
+                self._hand_out(name.decode(), message, reply[10])
+
+    def _let_go(self) -> None:
+        """Begin nothing that another process is given now."""
+        self.is_ours = False
+        for each in self._todo:
+            if seat := self.seats.get(each.client):
+                seat.in_hand = ""
+        self._todo.clear()
+        self._log_todo.clear()
+
+    def _take_members(self, members: Sequence[Any]) -> None:
+        rows = iter(members)
+        found: dict[str, Seat] = {}
+        for raw, mode, since, joined in zip(rows, rows, rows, rows, strict=True):
+            client = raw.decode()
+            if client in self._leaving:
+                continue
+            known = self.seats.get(client)
+            found[client] = known or Seat(mode.decode(), since, joined)
+            found[client].mode, found[client].joined = mode.decode(), joined
+        for client in self.seats.keys() - found.keys():
+            self.ejected.append((client, self._reasons.get(client, "")))
+        self._reasons.clear()
+        self.seats = found
+        self._todo = deque(each for each in self._todo if each.client in found)
+
+    def take_ack(self, ask: Ask, reply: Sequence[Any]) -> list[tuple[str, str]]:
+        """Take the reply to acknowledgements; see room_acknowledge.lua. Return what failed."""
+        failed, version, rounds, logged, late, raw, now_us = reply
+        for client in ask.clients:
+            if seat := self.seats.get(client):
+                seat.acked = ask.message_id
+                if seat.in_hand == ask.message_id:
+                    seat.in_hand = ""
+        self._tally.acknowledged += len(ask.clients) - len(failed) // 2
+        found = self.take_failures(failed) if failed else []
+        if raw and version == self.version and self.is_ours:
+            self._round = rounds
+            if message := self._message(raw):
+                for client, seat in self.seats.items():
+                    if seat.mode == "sync" and seat.joined < rounds:
+                        self._hand_out(client, message, now_us)
+        self.hear(rounds, logged, late, version)
+        return found
+
+    def put_back(self, ask: Ask) -> None:
+        """Ask that again: there was no reply."""
+        if ask.what == "ack":
+            self._acks[ask.message_id] = [*ask.clients, *self._acks.get(ask.message_id, [])]
+        else:
+            self.doubt()
+
+    def take_read(self, reply: Sequence[Any]) -> None:
+        """Take the reply to reading; see room_read.lua."""
+        logged, now_us, after, entries = reply
+        if logged < 0:
+            self._wants_look = True
+            return
+        self._told_done = self._done
+        read = after if self._read is None else self._read
+        rows = iter(entries)
+        for number, rounds, raw in zip(rows, rows, rows, strict=True):
+            self._tally.missed += max(0, number - read - 1) * len(self.seats)
+            read = number
+            if message := self._message(raw):
+                self._take_entry(number, rounds, message, now_us)
+        if not entries:
+            # What is not there any more was removed before it was read.
+            self._tally.missed += max(0, logged - read) * len(self.seats)
+            read = max(read, logged)
+        self._read, self._logged = read, logged
+        self._wants_read = read < logged
+        if not self._log_todo:
+            self._done = read
+        if not entries:
+            self._told_done = self._done
+
+    def _take_entry(self, number: int, rounds: int, message: Queued, now_us: int) -> None:
+        for client, seat in self.seats.items():
+            if number > seat.since and (seat.mode != "sync" or not rounds):
+                each = RoomMessage(self.room, client, message, not rounds, False)
+                each.latency = self._tally.receive(now_us, message)
+                self._log_todo.append((number, each))
+
+    def _hand_out(self, client: str, message: Queued, now_us: int) -> None:
+        seat = self.seats.get(client)
+        if client in self._leaving:
+            return
+        if seat is None:
+            self.version, self._wants_look = -1, True
+        elif seat.acked == message.id:
+            self.acknowledge(client, message.id)  # the first one was lost, with who had it
+        elif seat.in_hand != message.id:
+            seat.in_hand = message.id
+            each = RoomMessage(self.room, client, message, False, True)
+            each.latency = self._tally.receive(now_us, message)
+            self._todo.append(each)
+
+    def _message(self, raw: bytes) -> Queued | None:
+        try:
+            return read_message(raw)
+        except ValueError:
+            self._tally.invalid += 1
+            return None
+
+    # -- what handlers did -------------------------------------------------------------------
+
+    def acknowledge(self, client: str, message_id: str) -> None:
+        """Have an acknowledgement sent."""
+        if not self._acks:
+            self._acks_since = time.monotonic()
+        self._acks.setdefault(message_id, []).append(client)
+
+    def finish(self, message: RoomMessage) -> None:
+        """Have one of the log done, whatever became of it."""
+        if self._log_todo and self._log_todo[0][1] is message:
+            self._log_todo.popleft()
+        self._done = self._log_todo[0][0] - 1 if self._log_todo else self._read
+
+    def fail(self, message: RoomMessage, delay: float | None) -> None:
+        """Have a message handed out again after a failure, in so many seconds."""
+        self._tally.failed += 1
+        wait = GROWTH.wait(message.attempt) if delay is None else delay
+        self.retries.append((message, wait))
+
+    def again(self, message: RoomMessage) -> None:
+        """Hand a message out again, unless that has become pointless."""
+        seat = self.seats.get(message.client)
+        if seat is not None and seat.in_hand == message.id:
+            message.attempt += 1
+            self._todo.append(message)

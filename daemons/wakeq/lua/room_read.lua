@@ -1,0 +1,41 @@
+-- room_read: give a worker what is new in the log of a room.
+--
+-- KEYS[1] to KEYS[10], ARGV[1] to ARGV[4]: as room.lua says
+-- ARGV[5]  after     the number that it has read up to; '': where it, or who had the room before,
+--                    was done
+-- ARGV[6]  done      the number up to which all is done, '' if that is not known
+--
+-- Returns {logged, now, after, {number, round, message ...}}: at most 100, and a megabyte or one
+-- message; logged is the last number there is, -1 if the worker does not have the room.
+--
+-- Atomic because what all workers have done is removed, and nothing else.
+finish()
+local known = caller ~= '' and worker_of(caller)
+if not known or known[4] ~= process then
+  return {-1, now_us, 0, {}}
+end
+if ARGV[6] ~= '' and tonumber(ARGV[6]) > known[3] then
+  known[3] = tonumber(ARGV[6])
+  call('HSET', workers, caller, cmsgpack.pack(known))
+  local least = known[3]
+  for _, packed in ipairs(call('HVALS', workers)) do
+    least = math.min(least, cmsgpack.unpack(packed)[3])
+  end
+  call('XTRIM', log, 'MINID', whole(least + 1) .. '-0')
+end
+local after = ARGV[5] == '' and known[3] or tonumber(ARGV[5])
+local entries, bytes, from = {}, 0, after
+while #entries < 300 and bytes < 1048576 do
+  local some = call('XRANGE', log, whole(from + 1) .. '-0', '+', 'COUNT', bytes == 0 and 1 or 10)
+  for _, entry in ipairs(some) do
+    from = tonumber(string.match(entry[1], '^%d+'))
+    entries[#entries + 1] = from
+    entries[#entries + 1] = tonumber(entry[2][2])
+    entries[#entries + 1] = entry[2][4]
+    bytes = bytes + #entry[2][4]
+  end
+  if #some == 0 then
+    break
+  end
+end
+return {tonumber(call('HGET', state, 'logged') or '0'), now_us, after, entries}
