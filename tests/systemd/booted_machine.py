@@ -2,8 +2,8 @@
 
 It has a network of its own with nothing in it but the loopback interface, unless it is put into
 another one (network.py), and an overlay over a base system. The overlay is mounted in a mount
-namespace of the container's own, and the container ends with the process that started it, so
-neither can be left behind.
+namespace of the container's own, and the container is in a PID namespace that ends with the
+process that started it, so neither can be left behind.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ class Machine:
     Attributes:
         leader: the PID of its init, seen from outside.
         options: those of systemd-nspawn that not every machine has.
+        descriptors: what they speak of, to be found in its /proc/self/fd.
     """
 
     options: Sequence[str] = ("--private-network",)
+    descriptors: Sequence[int] = ()
 
     def __init__(self, suite: str, *layers: Path) -> None:
         self.suite = suite
@@ -94,12 +96,14 @@ class Machine:
             f"--machine=wakeq-{secrets.token_hex(4)}",
         ]
         script = f"mount -t overlay -o {overlay} overlay root && exec {shlex.join(nspawn)}"
-        # The whole line is one process, which ends with this one.
+        # Ends with this process, and takes all with it that is in the namespace: a systemd-nspawn
+        # that is killed would leave its container behind.
         command = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=slave"]
+        command += ["--pid", "--mount-proc", "--fork", "--kill-child=KILL"]
         with (self._folder / "console").open("wb") as console:
             self._process = subprocess.Popen(
                 [*command, "sh", "-ec", script], cwd=self._folder, stdin=subprocess.DEVNULL,
-                stdout=console, stderr=subprocess.STDOUT,
+                stdout=console, stderr=subprocess.STDOUT, pass_fds=self.descriptors,
                 # systemd 257 refuses a host's cgroup v1 if it is not hidden from it.
                 env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )  # fmt: skip
@@ -159,14 +163,14 @@ class Machine:
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(f"systemd-nspawn ended: {self._console()}")
-        pid = self._process.pid
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with contextlib.suppress(OSError):
-                status = Path(f"/proc/{child}/status").read_text()
-                inside = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-                name = Path(f"/proc/{child}/comm").read_text().strip()
-                if inside.split()[2:] == ["1"] and name == "systemd":
-                    return int(child)
+        for outer in _children(self._process.pid):
+            for child in _children(outer):
+                with contextlib.suppress(OSError):
+                    status = Path(f"/proc/{child}/status").read_text()
+                    inside = next(line for line in status.splitlines() if line.startswith("NSpid:"))
+                    name = Path(f"/proc/{child}/comm").read_text().strip()
+                    if inside.split()[3:] == ["1"] and name == "systemd":
+                        return child
         return 0
 
     def _has_booted(self) -> bool:
@@ -232,6 +236,13 @@ class Machine:
         """Return what the journal has, by options and fields of journalctl(1)."""
         lines = self.run("journalctl", "--quiet", "--output=json", "--all", *matches).splitlines()
         return [json.loads(line) for line in lines]
+
+
+def _children(pid: int) -> list[int]:
+    """Return the children of a process; none if it has ended."""
+    with contextlib.suppress(OSError):
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    return []
 
 
 def reason_not_to_boot() -> str:

@@ -40,7 +40,7 @@ class Network:
         self.shared = Path(tempfile.mkdtemp(prefix="n"))
         self.shared.chmod(0o777)
         self.namespace = _new_namespace()
-        _ip(self.namespace, f"link add name {_BRIDGE} type bridge", f"link set {_BRIDGE} up")
+        _ip(self.namespace, f"link add name {_BRIDGE} type bridge", f"link set dev {_BRIDGE} up")
 
     def boot(self, **suites: str) -> list[Host]:
         """Boot new machines, all at a time, and return them.
@@ -88,16 +88,18 @@ class Host(WakeqMachine):
 
     def begin(self) -> None:
         """Have it boot, with its link plugged in."""
-        self._namespace = _new_namespace()
-        path = f"/proc/{os.getpid()}/fd/{self._namespace}"
+        namespace = _new_namespace()
         _ip(
             self._network.namespace,
-            f"link add name {self.name} type veth peer name eth0 address {self._mac} netns {path}",
-            f"link set {self.name} master {_BRIDGE} up",
+            f"link add name {self.name} type veth peer name eth0 address {self._mac}"
+            f" netns /proc/{os.getpid()}/fd/{namespace}",
         )
-        _ip(self._namespace, f"addr add {self.address}/24 dev eth0", "link set eth0 up")
+        self._namespace = namespace
+        _ip(self._network.namespace, f"link set dev {self.name} master {_BRIDGE} up")
+        _ip(namespace, f"addr add {self.address}/24 dev eth0", "link set dev eth0 up")
+        self.descriptors = (namespace,)
         self.options = (
-            f"--network-namespace-path={path}",
+            f"--network-namespace-path=/proc/self/fd/{namespace}",
             f"--bind={self._network.shared}:{SHARED}",
         )
         super().begin()
@@ -109,13 +111,13 @@ class Host(WakeqMachine):
         self.cut()
         super().kill_all()
         # The kernel would go on to speak for connections whose processes are dead.
-        _ip(self._network.namespace, f"link delete {self.name}")
+        _ip(self._network.namespace, f"link delete dev {self.name}")
         os.close(self._namespace)
         self._namespace = -1
 
     def cut(self) -> None:
         """Pull the plug of its link: what is sent is lost, and nobody is told."""
-        _ip(self._network.namespace, f"link set {self.name} down")
+        _ip(self._network.namespace, f"link set dev {self.name} down")
 
     def deafen(self) -> None:
         """Lose what is sent to it, and nothing that it sends."""
@@ -123,8 +125,8 @@ class Host(WakeqMachine):
         options = " ".join(f"{what} off" for what in _FINDING)
         _ip(
             self._network.namespace,
-            f"link set {self.name} type bridge_slave {options}",
-            f"link set {self.name} type bridge_slave fdb_flush",
+            f"link set dev {self.name} type bridge_slave {options}",
+            f"link set dev {self.name} type bridge_slave fdb_flush",
         )
 
     def heal(self) -> None:
@@ -132,8 +134,8 @@ class Host(WakeqMachine):
         options = " ".join(f"{what} on" for what in _FINDING)
         _ip(
             self._network.namespace,
-            f"link set {self.name} type bridge_slave {options}",
-            f"link set {self.name} up",
+            f"link set dev {self.name} type bridge_slave {options}",
+            f"link set dev {self.name} up",
         )
 
     def serve_redis(self) -> None:

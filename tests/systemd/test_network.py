@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from network import PREFIX, Host, Network
 
 from redis_servers import wait_until
+
+# Boots a machine, says which process is its init, and waits to be killed.
+BEGINS = """
+import ast, pathlib, sys, time
+from network import Network
+layers = ast.literal_eval(sys.argv[1])
+network = Network({suite: [pathlib.Path(path) for path in layers[suite]] for suite in layers})
+(host,) = network.boot(web1="bookworm")
+print(host.leader, flush=True)
+time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -62,3 +77,17 @@ def test_nobody_hears_of_it_when_a_host_loses_its_power(pair: list[Host]) -> Non
     # What is sent now is answered by a kernel that knows nothing of it.
     with server.redis() as redis:
         wait_until(lambda: redis.publish("news", "x") == 0, 20, "it is seen that nobody is there")
+
+
+def test_all_ends_with_the_process_that_began_it(
+    all_layers: dict[str, list[Path]], short_dir: Path
+) -> None:
+    layers = {suite: list(map(str, paths)) for suite, paths in all_layers.items()}
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "TMPDIR": str(short_dir)}
+    command = [sys.executable, "-c", BEGINS, repr(layers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        init = Path("/proc", process.stdout.readline().strip())
+        assert (init / "comm").read_text() == "systemd\n"
+        process.kill()
+    wait_until(lambda: not init.exists(), 20, "the machine has ended")
