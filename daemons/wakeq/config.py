@@ -9,10 +9,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import combinations
 
 from wakeq import toml
 from wakeq.errors import ConfigError, UsageError
-from wakeq.sections import TABLES, Common, Consumer, Delay, Leader, Node, Place, Trim, Wakeup
+from wakeq.sections import (
+    TABLES,
+    Bridge,
+    Common,
+    Consumer,
+    Delay,
+    Fanout,
+    Leader,
+    Node,
+    Place,
+    Trim,
+    Wakeup,
+)
 from wakeq.settings import Section, Setting, Wrong, nearest
 
 TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
@@ -20,9 +33,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-__all__ = ["TABLES", "Common", "Config", "Consumer", "Delay", "Leader", "Node", "Place", "Trim"]
-__all__ += ["Wakeup", "instance_base", "read_file"]
+__all__ = ["TABLES", "Bridge", "Common", "Config", "Consumer", "Delay", "Leader", "Node", "Place"]
+__all__ += ["Fanout", "Trim", "Wakeup", "instance_base", "read_file"]
 
+# Where a bridge may take messages from: from one of them.
+_SOURCES = ("channel", "pattern", "shard_channels", "list")
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -120,6 +135,13 @@ class Config:
         self._overlay(section)
         return section
 
+    def fanout(self) -> Fanout:
+        """Return the settings of wakeq-fanout."""
+        section = Fanout()
+        self._apply_table(section, "fanout")
+        self._overlay(section)
+        return section
+
     def trim(self) -> Trim:
         """Return the settings of wakeq-trim.
 
@@ -193,6 +215,25 @@ class Config:
         if not section.list_:
             section.stream = section.stream or base
         section.group = section.group or base
+        return section
+
+    def bridge(self, name: str) -> Bridge:
+        """Return the settings of a bridge, or of one of its instances.
+
+        Raises:
+            ConfigError: a setting is wrong, or there is not one source exactly.
+        """
+        base = instance_base(name)
+        section = Bridge()
+        self._apply_table(section, "bridge")
+        path = os.path.join(self.place.config_dir, "bridges", f"{base}.toml")
+        values = read_file(path, optional=bool(self._given(Bridge) & set(_SOURCES)))
+        self._apply(section, values, path)
+        for pair in (*combinations(_SOURCES, 2), ("transform", "exec")):
+            self._choose(section, pair, values, path)
+        self._overlay(section)
+        if not (section.channel or section.pattern or section.shard_channels or section.list_):
+            raise ConfigError(f"{path}: must have one of {', '.join(_SOURCES)}")
         return section
 
     def _choose(

@@ -11,6 +11,7 @@ from wakeq.settings import (
     flag,
     growth,
     integer,
+    numbered,
     patterns,
     text,
 )
@@ -154,6 +155,51 @@ class Node(Section):
     lease = duration("after a crash another node leads after this long", 10.0, low=1.0)
 
 
+class Bridge(Section):
+    """A bridge: bridges/NAME.toml, with defaults for all in [bridge] of wakeq.toml."""
+
+    channel = text("take the messages published to this channel", "", "CHANNEL")
+    pattern = text("or to all channels whose names match, as in news.*", "", "PATTERN")
+    shard_channels = numbered("or to so many channels, log:0..7 for eight, by SPUBLISH or PUBLISH")
+    list_ = text("or take the elements of this list", "", "KEY")
+    list_end = choice("the end of the list that they are taken from: right, what LPUSH has put"
+                      " there first, or left", "right", "right", "left")  # fmt: skip
+    stream = text("the stream to publish to", "messages:processed")
+    workers = integer("how many processes handle messages", 1, low=1, high=64)
+    transform = text("what to call for each message: package.module:callable or"
+                     " /a/file.py:callable (default: its JSON object becomes the fields)",
+                     "")  # fmt: skip
+    exec_ = command("what to run for each message instead: a program with its arguments")
+    timeout = duration("a message that takes longer has failed (0: no limit)", 0.0,
+                       low=0.001, off=True)  # fmt: skip
+    max_crashes = integer("so has a message that ended its whole worker so often", 3,
+                          low=1, high=1000)  # fmt: skip
+    memory_mib = integer("have at most this much in memory that was received and not published",
+                         256, low=1, high=1_000_000)  # fmt: skip
+    ids = text("the list of the ids of all workers that live", "consumer:ids", "KEY")
+    lease = duration("after a cut of the network another instance takes over after this long",
+                     5.0, low=1.0)  # fmt: skip
+    drain_timeout = duration("at a stop, how long to wait for what was received to be published",
+                             60.0)  # fmt: skip
+
+
+class Fanout(Section):
+    """wakeq-fanout: [fanout] of wakeq.toml."""
+
+    timeout = duration("clients of a gateway that was killed are timed out after this long", 30.0,
+                       low=1.0)  # fmt: skip
+    queue_limit = integer("a send to a room where so many messages wait is refused (0: no limit)",
+                          0, low=0, high=1_000_000_000)  # fmt: skip
+    connections = integer("at most so many connections; more wait until one ends", 10_000,
+                          low=1, high=1_000_000)  # fmt: skip
+    line_kib = integer("the longest request, in KiB", 1024, low=1, high=524_288)
+    unread_kib = integer("how much may wait for a client that reads slowly, in KiB", 4096,
+                         low=1, high=4_194_304)  # fmt: skip
+    slow_timeout = duration("a client that leaves half of that unread for so long is ejected", 10.0,
+                            low=0.1)  # fmt: skip
+    idle_timeout = duration("exit when nobody was connected for this long", 30.0, low=2.5)
+
+
 # Tables of wakeq.toml, by name; the top level is Common.
 TABLES: dict[str, type[Section]] = {
     "consumer": Consumer,
@@ -162,4 +208,6 @@ TABLES: dict[str, type[Section]] = {
     "trim": Trim,
     "leader": Leader,
     "node": Node,
+    "bridge": Bridge,
+    "fanout": Fanout,
 }

@@ -37,6 +37,7 @@ _SECONDS = {
 }
 # The whole range of 32-bit milliseconds that every Redis command and poll(2) take.
 _LONGEST_SECONDS = 2_000_000.0
+_NUMBERED_MOST = 1024
 _GROWTH = '{ base = "1s", factor = 2, cap = "10min" }'
 
 
@@ -290,6 +291,24 @@ def patterns(help_line: str) -> list[str]:
         return value
 
     return cast("list[str]", Setting(help_line, [], read, "names", lambda v: read(v.split())))
+
+
+def numbered(help_line: str) -> list[str]:
+    """Make a setting that takes names with numbers, `log:0..7` for eight; none by default."""
+
+    def read(value: object) -> list[str]:
+        if not isinstance(value, str):
+            raise Wrong(f'must be such as "log:0..7", not {value!r}')
+        head, dots, last = value.rpartition("..")
+        base = head.rstrip("0123456789")
+        first = head[len(base) :]
+        if not (dots and base and first.isdigit() and last.isascii() and last.isdigit()):
+            raise Wrong(f'must be such as "log:0..7", not {value!r}')
+        if not int(first) <= int(last) < int(first) + _NUMBERED_MOST:
+            raise Wrong(f"must be 1 to {_NUMBERED_MOST} names, the lowest first, not {value!r}")
+        return [f"{base}{number}" for number in range(int(first), int(last) + 1)]
+
+    return cast("list[str]", Setting(help_line, [], read, "NAME:0..N", read))
 
 
 def nearest(word: str, known: Any) -> str:

@@ -42,7 +42,7 @@ def _is_path(option: Option) -> bool:
 def _names_consumers(command: Command) -> bool:
     # The other names are in no file: what is led is whatever the hosts agree on.
     takes_name = any(argument.name == "NAME" for argument in command.arguments)
-    return takes_name and command.name not in ("wakeq-leader", "wakeq-node")
+    return takes_name and command.name not in ("wakeq-bridge", "wakeq-leader", "wakeq-node")
 
 
 def _any_names_consumers(program: Command) -> bool:

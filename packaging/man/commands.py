@@ -9,6 +9,7 @@ import argparse
 from typing import Any, NamedTuple, NoReturn
 from unittest import mock
 
+from wakeq.bridge.main import PROGRAM as BRIDGE
 from wakeq.cli import main as cli
 from wakeq.cli import parser as cli_parser
 from wakeq.consumer.main import PROGRAM as CONSUMER
@@ -60,7 +61,7 @@ class Command(NamedTuple):
 
 def programs() -> list[Command]:
     """Return everything that can be called."""
-    daemons = (CONSUMER, DELAY, LEADER, NODE, TRIM, WAKEUP)
+    daemons = (BRIDGE, CONSUMER, DELAY, LEADER, NODE, TRIM, WAKEUP)
     return [_command(_parser()), *map(_daemon, daemons)]
 
 

@@ -111,7 +111,7 @@ def test_remembers_a_deduplication_key_for_its_window(wakeq: Wakeq, redis: Redis
     [
         ([], "a command is needed"),
         (["publis"], "invalid choice: 'publis'"),
-        (["publish"], "required: STREAM"),
+        (["publish"], "give a STREAM"),
         (["publish", ""], "STREAM: must not be empty"),
         (["publish", b"a\xff", "x"], "STREAM: must be UTF-8"),
         (["publish", "orders"], "give a BODY"),

@@ -47,6 +47,11 @@ def test_each_consumer_is_right(path: Path) -> None:
     Config({"config_dir": str(EXAMPLES)}).consumer(path.stem)
 
 
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "bridges").iterdir()), ids=lambda p: p.stem)
+def test_each_bridge_is_right(path: Path) -> None:
+    Config({"config_dir": str(EXAMPLES)}).bridge(path.stem)
+
+
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "nodes").iterdir()), ids=lambda p: p.stem)
 def test_each_node_is_right(path: Path) -> None:
     settings = Config({"config_dir": str(EXAMPLES)}).node(path.stem)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 COMPLETIONS = ROOT / "packaging/completions"
 PROGRAMS = [
     "wakeq",
+    "wakeq-bridge",
     "wakeq-consumer",
     "wakeq-delay",
     "wakeq-leader",

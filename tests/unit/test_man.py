@@ -22,6 +22,7 @@ COMMANDS = ["publish", "produce", "status", "peek", "dead list", "dead show", "d
             "dead purge", "delayed list", "delayed cancel", "delayed now", "pause", "resume",
             "wake", "trim", "check"]  # fmt: skip
 DAEMONS = [
+    "wakeq-bridge",
     "wakeq-consumer",
     "wakeq-delay",
     "wakeq-leader",
@@ -36,7 +37,7 @@ FOREIGN_OPTIONS = {"--now", "--no-block"}
 # What the daemons set, read or log beside the settings.
 OTHER_VARIABLES = {
     *("WAKEQ_STREAM", "WAKEQ_GROUP", "WAKEQ_MESSAGE_ID", "WAKEQ_ATTEMPT", "WAKEQ_CONSUMER"),
-    *("WAKEQ_FIELD_NAME", "WAKEQ_FIELDS_LEFT_OUT"),
+    *("WAKEQ_FIELD_NAME", "WAKEQ_FIELDS_LEFT_OUT", "WAKEQ_CHANNEL"),
     *("WAKEQ_ERROR", "WAKEQ_TOKEN", "WAKEQ_NODE", "WAKEQ_SEQ", "WAKEQ_TIME"),
 }
 # An interrupted command, and one whose output is closed.
@@ -198,7 +199,8 @@ def test_the_settings_stand_in_their_sections() -> None:
     text = (MAN / "wakeq.toml.5").read_text()
     sections = {"THE TOP LEVEL OF WAKEQ.TOML": "top", "CONSUMERS": "consumer",
                 r"WAKEQ\-WAKEUP": "wakeup", r"WAKEQ\-TRIM": "trim",
-                r"WAKEQ\-DELAY": "delay", r"WAKEQ\-LEADER": "leader", "NODES": "node"}  # fmt: skip
+                r"WAKEQ\-DELAY": "delay", r"WAKEQ\-LEADER": "leader", "NODES": "node",
+                "BRIDGES": "bridge"}  # fmt: skip
     for section in text.split("\n.SH ")[1:]:
         table = sections.get(section.partition("\n")[0], "")
         found = re.findall(r"BEGIN setting (\S+) (\S+)", section)
@@ -259,9 +261,14 @@ def test_the_keys_in_redis_are_those_that_there_are() -> None:
     made += [keys.lease("NAME"), keys.vacancy("NAME")]
     made += [keys.emission("S", "NODE"), keys.node_process("S", "NODE", "HOST/PID")]
     made += [keys.node_processes("S", "NODE")]
+    made += [keys.bridge_lease("C", "BRIDGE"), keys.bridge_instances("C", "BRIDGE")]
+    made += [keys.bridge_line("C", "BRIDGE", "PROCESS"), keys.bridge_batch("S", "BRIDGE", "WORKER")]
+    made += [keys.bridge_taken("L", "BRIDGE", "WORKER"), keys.bridge_takers("L", "BRIDGE")]
+    made += [keys.enlisted("consumer:ids"), keys.BRIDGES]
     made += [keys.crashes("S", "G"), keys.owner("S", "G"), keys.turn("S", "G")]
     functions = [name for name, value in vars(keys).items() if callable(value) and name != "prefix"]
-    assert len(made) == len(functions) + 1
+    functions.remove("bridge_group")  # the name of a group, no key
+    assert len(made) == len(functions) + 2
     for key in made:
         assert re.search(rf" {re.escape(key)}[,.]? ", text), key
     for key in (keys.lease("NODE", "S"), keys.vacancy("NODE", "S")):

@@ -336,7 +336,7 @@ def test_installing_it_starts_and_enables_nothing_by_itself(
     ]
     assert called(scripts, tmp_path, "POSTUN", 0) == [
         "systemctl list-units --plain --no-legend --state=active,activating,reloading"
-        " wakeq-consumer@*.service wakeq-node@*.service"
+        " wakeq-bridge@*.service wakeq-consumer@*.service wakeq-node@*.service"
     ]
 
 
@@ -359,10 +359,10 @@ def test_an_upgrade_restarts_what_runs_and_no_socket(
 def test_removing_it_stops_and_disables_all(scripts: dict[str, str], tmp_path: Path) -> None:
     assert called(scripts, tmp_path, "PREUN", 0) == [
         f"systemctl --no-reload disable --now --no-warn {ENABLED} wakeq-trim.service wakeq.target",
-        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket wakeq-leader@.service"
-        " wakeq-node@.service",
-        "systemctl stop wakeq-consumer@*.socket wakeq-consumer@*.service wakeq-leader@*.service"
-        " wakeq-node@*.service system-wakeq.slice",
+        "systemctl --no-reload disable --no-warn wakeq-bridge@.service wakeq-consumer@.socket"
+        " wakeq-leader@.service wakeq-node@.service",
+        "systemctl stop wakeq-bridge@*.service wakeq-consumer@*.socket wakeq-consumer@*.service"
+        " wakeq-leader@*.service wakeq-node@*.service system-wakeq.slice",
     ]
 
 
@@ -372,8 +372,8 @@ def test_in_an_image_that_is_not_booted_nothing_is_stopped(
     (tmp_path / "booted").rmdir()
     assert called(scripts, tmp_path, "PREUN", 0) == [
         f"systemctl --no-reload disable --no-warn {ENABLED} wakeq-trim.service wakeq.target",
-        "systemctl --no-reload disable --no-warn wakeq-consumer@.socket wakeq-leader@.service"
-        " wakeq-node@.service",
+        "systemctl --no-reload disable --no-warn wakeq-bridge@.service wakeq-consumer@.socket"
+        " wakeq-leader@.service wakeq-node@.service",
     ]
     assert called(scripts, tmp_path, "POSTUN", 1) == []
 

@@ -79,6 +79,8 @@ def test_a_misspelt_key_would_be_noticed(root: Path, file: str) -> None:
         ("wakeq-consumer@orders.service", 20),
         ("wakeq-consumer@orders:2.service", 20),
         ("wakeq-wakeup.service", 12),
+        ("wakeq-bridge@clicks.service", 20),
+        ("wakeq-bridge@clicks:2.service", 20),
         ("wakeq-delay.service", 12),
         ("wakeq-leader@nightly.service", 12),
         ("wakeq-node@clock.service", 20),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from wakeq.cli import channels
 from wakeq.cli.parser import Arguments, Subparsers, add_json, name, positive, seconds
 from wakeq.cli.screen import print_json
 from wakeq.cli.session import Session
@@ -26,6 +27,7 @@ _EXAMPLES = """\
   wakeq publish orders hello --dedup order-7    only once, if called again
   wakeq publish orders hello --delay 5min       in five minutes
   wakeq publish orders hello --at 18:00         at six, local time
+  wakeq publish --channel news hello            to a channel, for those that listen
 """
 _BATCH = 1000
 _LONGEST_SECONDS = 100 * 366 * 86400.0
@@ -34,7 +36,8 @@ _LONGEST_SECONDS = 100 * 366 * 86400.0
 def add(subparsers: Subparsers) -> None:
     """Add the subcommand."""
     parser = subparsers.add("publish", "Publish messages to a stream.", _EXAMPLES, run)
-    parser.add_argument("stream", metavar="STREAM", type=name)
+    parser.add_argument("stream", metavar="STREAM", nargs="?",
+                        help="the stream; not with --channel")  # fmt: skip
     parser.add_argument("body", metavar="BODY", nargs="?", help="the body; - reads it from stdin")
     parser.add_argument("--field", metavar="K=V", action="append", default=[],
                         help="a field; may be given several times")  # fmt: skip
@@ -49,6 +52,8 @@ def add(subparsers: Subparsers) -> None:
                         " @1795370400 or +5min")  # fmt: skip
     parser.add_argument("--count", metavar="N", type=positive, default=1,
                         help="publish the same message N times (default: 1)")  # fmt: skip
+    parser.add_argument("--channel", metavar="CHANNEL", type=name,
+                        help="publish to a channel instead, as PUBLISH does")  # fmt: skip
     parser.add_argument("--lines", action="store_true",
                         help="each line of stdin is the body of a message")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="do not print the ids")
@@ -56,7 +61,9 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(session: Session, arguments: Arguments) -> int:
-    """Publish, and print the ids."""
+    """Publish, and print the ids; of a channel, how many were listening."""
+    if arguments.channel is not None:
+        return channels.publish(session, arguments, _available_lines)
     _check(arguments)
     fields = _fields(arguments.field)
     printer = _Printer(arguments)
@@ -78,6 +85,12 @@ def run(session: Session, arguments: Arguments) -> int:
 
 
 def _check(arguments: Arguments) -> None:
+    if arguments.stream is None:
+        raise UsageError("publish: give a STREAM, or --channel")
+    try:
+        name(arguments.stream)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"publish: argument STREAM: {error}") from None
     if arguments.lines and arguments.body not in (None, "-"):
         raise UsageError("publish: the bodies come from BODY or from --lines, not from both")
     if arguments.dedup is not None and (arguments.lines or arguments.count > 1):

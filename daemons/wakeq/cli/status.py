@@ -18,10 +18,15 @@ and are due again, for the group alone; DELAYED those of the stream that wait fo
 dead letters. Below, it is told of what has been due for more than 5 seconds. Of the consumers,
 those are asleep that have a socket on this host; absent ones are asleep on another host, or gone.
 In strict order one is awake, and others may be standing by.
+
+Of a bridge, CUT OFF is how often messages may have been lost on their way to it, INSTANCES how many
+of it run, on whatever host.
 """
 _HEADER = ("STREAM", "LENGTH", "DELAYED", "GROUP", "UNREAD", "OLDEST", "PENDING", "OLDEST",
            "RETRY", "HANDLED", "FAILED", "DEAD", "CONSUMERS")  # fmt: skip
 _RIGHT = (1, 2, 4, 5, 6, 7, 8, 9, 10, 11)
+_BRIDGES = ("BRIDGE", "SOURCE", "STREAM", "HANDLED", "PUBLISHED", "DEAD", "CUT OFF", "INSTANCES",
+            "WORKERS")  # fmt: skip
 _STATES = ("awake", "standing by", "asleep", "absent")
 
 
@@ -35,22 +40,40 @@ def add(subparsers: Subparsers) -> None:
 
 def run(session: Session, arguments: Arguments) -> int:
     """Print a table, or one JSON value."""
+    from wakeq.cli.bridges import reports
     from wakeq.cli.survey import Survey
 
     server = session.check_server()
     survey = Survey(session)
     with session.explaining():
-        streams = survey.run()
+        streams, bridges = survey.run(), reports(session)
     for problem in survey.problems:
         warn(problem)
     if arguments.json:
-        print_json({"redis": server, "url": str(session.url), "streams": streams})
+        report = {"streams": streams, "bridges": bridges}
+        print_json({"redis": server, "url": str(session.url), **report})
         return 0
-    if not streams:
+    if not streams and not bridges:
         print("No streams yet: none was published to with wakeq, and no consumer is configured.")
         return 0
-    _print_table(streams)
+    if streams:
+        _print_table(streams)
+    if bridges:
+        _print_bridges(bridges)
     return 0
+
+
+def _print_bridges(bridges: list[dict[str, Any]]) -> None:
+    rows: list[tuple[str, ...]] = [_BRIDGES]
+    for report in bridges:
+        names = (readable(report[key].encode(), 60) for key in ("bridge", "source", "stream"))
+        counts = (f"{report[key]:,}" for key in ("handled", "published", "dead", "cuts"))
+        rows.append((*names, *counts, str(len(report["instances"])), str(report["workers"])))
+    on = colours()
+    print()
+    tints = ["bold", *("" if report["workers"] else "yellow" for report in bridges)]
+    for cells, tint in zip(table(rows, range(3, 9)), tints, strict=True):
+        print(paint("  ".join(cells).rstrip(), tint, on))
 
 
 def _print_table(streams: list[dict[str, Any]]) -> None:

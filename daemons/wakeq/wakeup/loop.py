@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from wakeq.errors import WakeqError
-from wakeq.service import RUN, Service
+from wakeq.service import NOW, RUN, Service
 
 Callback = Callable[[], None]
 
@@ -51,6 +51,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._readers: dict[int, Callback] = {}
         self._timers: list[Timer] = []
+        self._ended = False
 
     def watch(self, fd: int, callback: Callback) -> None:
         """Call whenever a file descriptor is readable, or has ended."""
@@ -69,11 +70,28 @@ class Loop:
         return timer
 
     def run(self) -> None:
-        """Run until the service is told to stop."""
+        """Run until the service is told to stop, or `end` was called."""
         self.watch(self.service.signal_fd, self.service.clear_signal)
         self._keep_watchdog()
-        while self.service.stop == RUN:
+        while self.service.stop == RUN and not self._ended:
             self._turn()
+
+    def end(self) -> None:
+        """Have `run` return after this turn."""
+        self._ended = True
+
+    def run_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Run on until a condition holds, after a stop; tell whether it did.
+
+        It ends without that after so many seconds, and when the service is to stop at once.
+        """
+        deadline = time.monotonic() + seconds
+        self.after(seconds, _nothing)
+        while not condition():
+            if self.service.stop == NOW or time.monotonic() >= deadline:
+                return False
+            self._turn()
+        return True
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._pause()):

@@ -39,6 +39,7 @@ complete -c wakeq -n '__fish_seen_subcommand_from publish' -l dedup-window -d 'h
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l delay -d 'deliver it so much later' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l at -d 'deliver it then: 2026-11-22 18:00, 18:00, 2026-11-22T18:00Z, @1795370400 or +5min' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l count -d 'publish the same message N times (default: 1)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from publish' -l channel -d 'publish to a channel instead, as PUBLISH does' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l lines -d 'each line of stdin is the body of a message'
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l quiet -d 'do not print the ids'
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l json -d 'print JSON, for programs'

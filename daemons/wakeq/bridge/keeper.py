@@ -1,0 +1,218 @@
+"""Keeps wakeq-bridge going: its connections, its books, the way out, what systemd hears.
+
+When Redis is lost, all that needs it is dropped and begun anew with growing pauses; what was
+received by then is kept, and published when it can be. At a stop, the channels are handed over to
+instances that stand by, if there are any; then nothing more is taken, and all that was received is
+published.
+"""
+
+import os
+import sys
+import time
+from contextlib import suppress
+
+from wakeq.backoff import Backoff
+from wakeq.bridge.channel import channels
+from wakeq.bridge.crew import Crew
+from wakeq.bridge.holder import Holder
+from wakeq.bridge.link import Link
+from wakeq.bridge.reader import SWITCH_SECONDS
+from wakeq.bridge.registrar import Registrar
+from wakeq.bridge.reporter import Reporter
+from wakeq.bridge.subscription import Run, Subscription
+from wakeq.config import instance_base
+from wakeq.errors import EX_UNAVAILABLE, BusyError, UnavailableError, WakeqError
+from wakeq.redis_url import RedisURL
+from wakeq.service import Service
+from wakeq.wakeup.loop import Loop, Timer
+
+_MIB = 1 << 20
+_LOOK_SECONDS = 0.02
+# How long to wait for another instance to begin, of those that have asked lately.
+_HAND_OVER_SECONDS = 3.0
+
+
+class Keeper:
+    """Runs the parts for as long as the service is to run."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._log = service.log
+        self._bridge = instance_base(service.name)
+        self._settings = settings = service.config.bridge(service.name)
+        self._loop = Loop(service)
+        self._link = Link(RedisURL(service.common.redis_url))
+        self._instance = f"{os.uname().nodename}/{service.name}"
+        self._registrar = Registrar(self._link, settings, self._bridge, self._instance)
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        identity = (self._instance, self._registrar.process)
+        self._holder = Holder(
+            self._link, channels(settings, self._bridge), identity, settings.lease, self._subscribe
+        )
+        self._crew = Crew(self._loop, service.log, settings.workers, self._told(), self._supply)
+        self._reporter = Reporter(self._loop, service, settings, self._crew, self._holder)
+        self._backoff = Backoff()
+        self._deadline = 0.0  # for the start
+        self._connected = False
+        self._stops = False
+        self._timer: Timer | None = None  # the next beat, or the next try
+        self._handed_over = False
+
+    def run(self) -> int:
+        """Run until the service is told to stop; return the exit code.
+
+        Raises:
+            WakeqError: the settings are wrong, or Redis cannot be used, at the start.
+        """
+        self._deadline = time.monotonic() + self._service.common.start_timeout
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self._loop.on_failure = self._failed
+        self._loop.turns.append(self._turn)
+        self._loop.watch(self._bell, self._clear_bell)
+        self._holder.on_hint = lambda: self._beat_in(0)
+        self._crew.on_change = lambda: self._beat_in(0)
+        try:
+            self._crew.start()
+            self._in(0)
+            self._loop.run()
+            self._service.notifier.stopping()
+            return 0 if self._drain() else EX_UNAVAILABLE
+        finally:
+            self._crew.end()
+            self._holder.disconnect()
+            self._registrar.end()
+            self._link.close()
+            os.close(self._bell)
+
+    def _told(self) -> dict[str, object]:
+        """Return what a worker's process needs to know."""
+        table = self._settings.table.values()
+        return {
+            "bridge": self._bridge,
+            "instance": self._instance,
+            "process": self._registrar.process,
+            "url": self._service.common.redis_url,
+            "log_level": self._service.common.log_level,
+            "max_crashes": self._settings.max_crashes,
+            "settings": {setting.name: getattr(self._settings, setting.name) for setting in table},
+        }
+
+    # -- the connection --------------------------------------------------------------------
+
+    def _in(self, seconds: float) -> None:
+        """Have the next beat, or the next try to connect, in so many seconds."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.after(seconds, self._beat)
+
+    def _beat_in(self, seconds: float) -> None:
+        if self._connected:
+            self._in(seconds)
+
+    def _beat(self) -> None:
+        """Connect if that is to be done, and keep the books."""
+        if self._stops:
+            return
+        if not self._connected:
+            self._registrar.begin()
+            self._holder.connect()
+            self._connected = True
+            self._reporter.note_server(self._link)
+        self._registrar.keep_name()
+        self._registrar.keep_ids(self._crew.ids)
+        if self._holder.channels:
+            self._holder.ask()
+        elif self._crew.ready:
+            self._registrar.put_back(self._crew.all_ids)
+        self._in(self._settings.lease / 3)
+        self._backoff.reset()
+        self._reporter.back()
+
+    def _subscribe(self, key: str) -> Subscription:
+        memory = self._settings.memory_mib * _MIB
+        return Subscription(self._link.url, key, memory, self._bell)
+
+    def _clear_bell(self) -> None:
+        os.eventfd_read(self._bell)
+
+    def _turn(self) -> None:
+        """See what has come, and give it to the workers."""
+        self._crew.pump()
+        self._holder.discard()
+        current = {c.subscription for c in self._holder.channels if c.subscription is not None}
+        for subscription in current:
+            if subscription.lost:
+                self._cut(subscription)
+                break
+        if self._connected and self._crew.ready and self._holder.settled:
+            self._reporter.ready()
+        self._reporter.look()
+
+    def _cut(self, subscription: Subscription) -> None:
+        """Take up a subscription again that is lost."""
+        failure = subscription.failure
+        if self._holder.disconnect():
+            self._reporter.cut(failure)
+        self._connected = False
+        if not self._stops:
+            self._in(0)
+
+    def _failed(self, error: WakeqError) -> None:
+        """Drop what needs Redis, and try again later."""
+        passes = isinstance(error, UnavailableError)
+        if isinstance(error, BusyError) or (
+            not self._reporter.is_ready and (not passes or time.monotonic() > self._deadline)
+        ):
+            raise error
+        if self._stops:
+            return  # what was received can be published without
+        if self._holder.disconnect():
+            self._reporter.cut(error)
+        self._reporter.lost(error, self._backoff.tries + 1)
+        self._link.close()
+        self._connected = False
+        pause = self._backoff.next()
+        if not self._reporter.is_ready:
+            pause = min(pause, max(0.1, self._deadline - time.monotonic()))
+        self._in(pause)
+
+    def _supply(self, most: int, most_bytes: int) -> list[Run]:
+        """Return messages that were received, the oldest connection's first."""
+        for subscription in list(self._holder.subscriptions):
+            if runs := subscription.take(most, most_bytes):
+                return runs
+        return []
+
+    # -- the way out -----------------------------------------------------------------------
+
+    def _drain(self) -> bool:
+        """Publish all that was received; tell whether that was possible."""
+        self._stops = True
+        self._service.notifier.extend(self._settings.drain_timeout + 15)
+        self._reporter.say("handing over")
+        with suppress(WakeqError):
+            if self._holder.taken and self._connected and self._holder.leave():
+                self._look_for_successor()
+                self._loop.run_until(lambda: self._handed_over, _HAND_OVER_SECONDS)
+        self._holder.unsubscribe()
+        self._reporter.say("publishing what was received")
+        drained = self._loop.run_until(self._has_drained, self._settings.drain_timeout)
+        if drained:
+            self._crew.finish()
+            drained = self._loop.run_until(lambda: self._crew.ended, self._settings.drain_timeout)
+        self._crew.end()
+        if self._settings.list_:
+            with suppress(WakeqError):
+                self._registrar.put_back([])
+        elif not drained:
+            self._reporter.left_over()
+        return drained
+
+    def _look_for_successor(self) -> None:
+        self._handed_over = self._holder.taken_over()
+        if not self._handed_over:
+            self._loop.after(_LOOK_SECONDS, self._look_for_successor)
+
+    def _has_drained(self) -> bool:
+        gone = self._holder.unsubscribed and all(s.empty for s in self._holder.subscriptions)
+        return gone and self._crew.idle

@@ -1,0 +1,166 @@
+"""What a bridge tells: its status, its rate, and what goes wrong, each once."""
+
+import time
+
+from wakeq import journal, keys
+from wakeq.bridge.channel import describe
+from wakeq.bridge.crew import Crew
+from wakeq.bridge.holder import Holder
+from wakeq.bridge.link import Link
+from wakeq.config import Bridge
+from wakeq.errors import WakeqError
+from wakeq.service import Service
+from wakeq.wakeup.loop import Loop
+
+_SAY_SECONDS = 1.0
+_LOG_SECONDS = 3.0
+_MIB = 1 << 20
+_CUT = (
+    "Redis closed the connection: more waited for this bridge than client-output-buffer-limit"
+    " pubsub allows, or somebody closed it"
+)
+
+
+class Reporter:
+    """Tells systemd and the log how things are.
+
+    Attributes:
+        is_ready: the service manager has been told so.
+        cuts: how often messages may have been lost, because a subscription was.
+    """
+
+    def __init__(
+        self, loop: Loop, service: Service, settings: Bridge, crew: Crew, holder: Holder
+    ) -> None:
+        self.is_ready = False
+        self.cuts = 0
+        self._loop = loop
+        self._service = service
+        self._log = service.log
+        self._settings = settings
+        self._crew = crew
+        self._holder = holder
+        self._source = describe(settings)
+        self._server = b""
+        self._counted = 0  # cuts that stand in Redis
+        self._is_lost = False
+        self._is_full = False
+        self._said_at = self._logged_at = 0.0  # monotonic
+        self._logged = 0  # messages
+        self._waits = False
+
+    def note_server(self, link: Link) -> None:
+        """Look which server it is, and write down how often a subscription was cut."""
+        found = link.call(self._settings.stream, "INFO", "server")
+        lines = found.split(b"\r\n") if isinstance(found, bytes) else []
+        server = next((line for line in lines if line.startswith(b"run_id:")), b"")
+        if self.cuts > self._counted:
+            cause = _CUT if server == self._server else "Redis was lost"
+            self._log.warning(
+                "a subscription was cut, messages may be lost", event_id=journal.BRIDGE_CUT,
+                bridge=self._service.name, source=self._source, count=self.cuts, error=cause,
+            )  # fmt: skip
+            stats = keys.stats(
+                self._settings.stream, keys.bridge_group(self._service.name.partition(":")[0])
+            )
+            link.call(stats, "HINCRBY", stats, "cuts", self.cuts - self._counted)
+            self._counted = self.cuts
+        self._server = server
+
+    def ready(self) -> None:
+        """Say that the service is ready."""
+        if not self.is_ready:
+            self.is_ready = True
+            self._service.notifier.ready()
+            self._said_at = 0.0
+
+    def cut(self, _error: WakeqError) -> None:
+        """Note that a subscription was lost by which messages came."""
+        self.cuts += 1
+
+    def lost(self, error: WakeqError, tries: int) -> None:
+        """Say that Redis is lost."""
+        if self.is_ready and not self._is_lost:
+            self._is_lost = True
+            self._log.warning(
+                "Redis was lost, trying again", event_id=journal.REDIS_LOST, error=str(error)
+            )
+        self.say(f"waiting for Redis, try {tries}: {error}")
+
+    def back(self) -> None:
+        """Say that Redis is back, if it was lost."""
+        if self._is_lost and not self._crew.trouble:
+            self._is_lost = False
+            self._log.info("Redis is back", event_id=journal.REDIS_BACK)
+
+    def left_over(self) -> None:
+        """Say that not all that was received could be published."""
+        size = sum(subscription.size for subscription in self._holder.subscriptions)
+        self._log.error(
+            "stopped before all that was received was published: messages are lost",
+            event_id=journal.BRIDGE_CUT, bridge=self._service.name, source=self._source,
+            count=self._crew.in_hand, bytes=size, error=self._crew.trouble or "there was no time",
+        )  # fmt: skip
+
+    def say(self, text: str) -> None:
+        """Say something in place of the status."""
+        self._service.notifier.status(text)
+        self._said_at = time.monotonic()
+
+    def look(self) -> None:
+        """Say what is to be said: the end of a turn."""
+        self._look_whether_full()
+        if self._crew.trouble and self.is_ready and not self._is_lost:
+            self._is_lost = True
+            self._log.warning(
+                "Redis was lost, trying again", event_id=journal.REDIS_LOST,
+                error=self._crew.trouble,
+            )  # fmt: skip
+        crew, now = self._crew, time.monotonic()
+        if self._crew.handled != self._logged and now - self._logged_at >= _LOG_SECONDS:
+            self._logged, self._logged_at = self._crew.handled, now
+            self._log.info(
+                "messages were handled", bridge=self._service.name, stream=self._settings.stream,
+                per_second=self._crew.meter.rate(), handled=self._crew.handled,
+                dead=self._crew.dead,
+            )  # fmt: skip
+        if self.is_ready and not self._is_lost and now - self._said_at >= _SAY_SECONDS:
+            self.say(self._status())
+        if not self._waits and (crew.handled != self._logged or crew.meter.rate()):
+            self._waits = True
+            self._loop.after(_SAY_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._waits = False  # the end of this turn looks
+
+    def _look_whether_full(self) -> None:
+        full = any(subscription.full for subscription in self._holder.subscriptions)
+        if full and not self._is_full:
+            self._log.warning(
+                "memory is at its bound, reading stands still; Redis keeps what comes now up to its"
+                " own limit, then it cuts the subscription", event_id=journal.BRIDGE_FULL,
+                bridge=self._service.name, source=self._source, mib=self._settings.memory_mib,
+            )  # fmt: skip
+        elif self._is_full and not full:
+            self._log.info("reading goes on", bridge=self._service.name, source=self._source)
+        self._is_full = full
+
+    def _status(self) -> str:
+        crew, holder = self._crew, self._holder
+        parts = [self._source]
+        if holder.channels and not holder.taken:
+            others = sorted({c.holder for c in holder.channels if c.holder})
+            parts.append(f"standing by, {', '.join(others) or 'nobody'} takes the messages")
+        elif len(holder.channels) > 1:
+            parts.append(f"{holder.taken} of {len(holder.channels)} channels")
+        parts += [f"{crew.handled:,} handled", f"{crew.meter.rate():,}/s"]
+        if crew.dead:
+            parts.append(f"{crew.dead:,} dead letters")
+        size = sum(subscription.size for subscription in holder.subscriptions)
+        if size >= _MIB:
+            parts.append(f"{size // _MIB:,} MiB wait in memory")
+        if self._is_full:
+            parts.append("memory is at its bound, reading stands still")
+        if self.cuts:
+            parts.append(f"cut off {self.cuts} times, messages may be lost")
+        return ", ".join(parts)

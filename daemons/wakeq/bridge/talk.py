@@ -1,0 +1,72 @@
+"""What the daemon and a worker say to each other over a socket: its length, then plain values.
+
+`marshal` is the quickest to make bytes of them, and both ends are of one Python.
+"""
+
+import marshal
+import socket
+from typing import Any
+
+_LENGTH_BYTES = 4
+_CHUNK_BYTES = 1 << 20
+# Version 2 looks for no values that stand there twice, which would take longer than they save.
+_VERSION = 2
+
+# What the daemon says.
+SETTINGS, BATCH = "settings", "batch"
+# What a worker says.
+READY, BAD, MORE, DONE, AT, TAKEN, LOST, BACK = (
+    "ready", "bad", "more", "done", "at", "taken", "lost", "back",
+)  # fmt: skip
+
+
+class Talk:
+    """One end."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._buffer = bytearray()
+
+    def fileno(self) -> int:
+        """Return the file descriptor, for a selector."""
+        return self._socket.fileno()
+
+    def say(self, *said: Any) -> None:
+        """Say something.
+
+        Raises:
+            OSError: the other end is gone, or does not listen.
+        """
+        raw = marshal.dumps(said, _VERSION)
+        self._socket.sendall(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
+
+    def hear(self) -> list[Any] | None:
+        """Wait for what the other end says; return what is said in full, None at the end of all."""
+        try:
+            piece = self._socket.recv(_CHUNK_BYTES)
+        except ConnectionResetError:
+            return None
+        if not piece:
+            return None
+        self._buffer += piece
+        heard, at = [], 0
+        while len(self._buffer) - at >= _LENGTH_BYTES:
+            end = at + _LENGTH_BYTES + int.from_bytes(self._buffer[at : at + _LENGTH_BYTES], "big")
+            if len(self._buffer) < end:
+                break
+            heard.append(marshal.loads(self._buffer[at + _LENGTH_BYTES : end]))
+            at = end
+        if at:
+            del self._buffer[:at]
+        return heard
+
+    def finish(self) -> None:
+        """Say no more, and let the other end know; it may still be heard."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it has ended
+
+    def close(self) -> None:
+        """Say and hear no more."""
+        self._socket.close()

@@ -1,0 +1,196 @@
+"""wakeq-bridge when Redis is down, lost, full, or cuts it off."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge_host import CHANNEL, STREAM, BridgeHost, bridge_host, workers_of
+from conftest import NotifySocket
+from redis_servers import RedisServer, wait_until
+from wakeq import keys
+
+
+@pytest.fixture
+def host(tmp_path: Path, own_redis: RedisServer) -> Iterator[BridgeHost]:
+    with bridge_host(tmp_path, own_redis) as found:
+        found.configure(lease="1s")
+        yield found
+
+
+def subscriptions(host: BridgeHost) -> list[int]:
+    """Return the clients that are subscribed to the channel."""
+    return [int(c["id"]) for c in host.redis.client_list() if int(c["sub"]) > 1]
+
+
+def test_waits_for_redis_at_the_start(
+    host: BridgeHost, own_redis: RedisServer, notify_socket: NotifySocket
+) -> None:
+    own_redis.stop()
+    host.launch(**notify_socket.env)
+    status = notify_socket.wait_for("STATUS=", 30)
+    assert status.startswith("STATUS=waiting for Redis, try 1: ")
+    own_redis.start()
+    host.redis = own_redis.client()
+    notify_socket.wait_for("READY=1", 30)
+    host.publish("hello")
+    host.wait_entries(1)
+
+
+def test_gives_up_when_redis_does_not_come(host: BridgeHost, own_redis: RedisServer) -> None:
+    own_redis.stop()
+    daemon = host.launch("clicks", "--start-timeout=500ms")
+    assert daemon.wait_exit() == 69
+    assert "cannot be reached" in daemon.lines[-1]
+
+
+def test_goes_on_after_redis_was_restarted_and_says_that_messages_may_be_lost(
+    host: BridgeHost, own_redis: RedisServer
+) -> None:
+    daemon = host.start()
+    host.wait_begun()
+    own_redis.restart()
+    host.redis = own_redis.client()
+    host.wait_begun()
+    wait_until(lambda: len(host.ids()) == 1)
+    host.publish("again")
+    host.wait_entries(1)
+    daemon.wait_log("a subscription was cut, messages may be lost")
+    assert daemon.count("a subscription was cut") == 1
+    assert daemon.stop() == 0
+
+
+def test_publishes_what_it_has_when_redis_is_back(host: BridgeHost, own_redis: RedisServer) -> None:
+    path = host.code("import time\ndef transform(m):\n    time.sleep(0.002)\n    return m.json()\n")
+    host.configure(transform=path, lease="1s")
+    daemon = host.start()
+    host.wait_begun()
+    host.burst(1000)
+    wait_until(lambda: host.redis.xlen(STREAM) > 20)
+    seen = host.redis.xlen(STREAM)
+    own_redis.restart()  # and what was in the stream is gone
+    host.redis = own_redis.client()
+    daemon.wait_log("Redis is back", deadline_s=30)
+    wait_until(lambda: 999 in host.numbers(), 60, "the last one is published")
+    numbers = host.numbers()
+    assert len(set(numbers)) == len(numbers)
+    assert numbers == list(range(numbers[0], 1000))
+    assert numbers[0] <= seen + 250
+
+
+def test_a_subscription_that_is_killed_is_taken_up_again_and_counted(
+    host: BridgeHost, notify_socket: NotifySocket
+) -> None:
+    daemon = host.start(**notify_socket.env)
+    host.wait_begun()
+    (client,) = subscriptions(host)
+    host.redis.client_kill_filter(_id=client)
+    daemon.wait_log("a subscription was cut, messages may be lost")
+    line = next(line for line in daemon.lines if "a subscription was cut" in line)
+    assert "client-output-buffer-limit" in line
+    wait_until(lambda: subscriptions(host) not in ([], [client]))
+    wait_until(lambda: host.redis.pubsub_numsub(CHANNEL)[0][1] == 1)
+    host.publish("again")
+    host.wait_entries(1)
+    assert host.stats()["cuts"] == 1
+    wait_until(
+        lambda: any("cut off 1 times, messages may be lost" in m for m in notify_socket.messages)
+    )
+
+
+def test_says_that_memory_is_full_before_redis_cuts_it_off_and_loses_nothing_of_what_it_read(
+    host: BridgeHost, notify_socket: NotifySocket
+) -> None:
+    host.redis.config_set("client-output-buffer-limit", "pubsub 4mb 0 0")
+    host.configure(lease="1s", memory_mib=1)
+    daemon = host.start(**notify_socket.env)
+    host.wait_begun()
+    (worker,) = workers_of(daemon)
+    os.kill(worker, signal.SIGSTOP)  # nothing is published
+    host.burst(20_000)  # some 2 MB
+    daemon.wait_log("memory is at its bound, reading stands still")
+    assert daemon.count("a subscription was cut") == 0
+    wait_until(
+        lambda: any("memory is at its bound, reading stands still" in m
+                    for m in notify_socket.messages)
+    )  # fmt: skip
+    host.burst(100_000, first=20_000)  # beyond what Redis keeps
+    os.kill(worker, signal.SIGCONT)
+    daemon.wait_log("a subscription was cut, messages may be lost", deadline_s=30)
+    daemon.wait_log("reading goes on", deadline_s=30)
+
+    def is_taken_again() -> bool:
+        host.redis.publish(CHANNEL, '{"number":"999999"}')
+        return 999_999 in host.numbers()
+
+    wait_until(is_taken_again, 30)
+    numbers = [number for number in host.numbers() if number < 999_999]
+    assert numbers[:10_000] == list(range(10_000))
+    assert len(set(numbers)) == len(numbers)
+    assert len(numbers) < 120_000
+
+
+def test_keeps_what_it_received_while_redis_has_no_memory_left(host: BridgeHost) -> None:
+    daemon = host.start()
+    host.wait_begun()
+    host.redis.config_set("maxmemory", 1)
+    host.burst(5000)
+    daemon.wait_log("Redis was lost, trying again", deadline_s=30)
+    assert host.redis.xlen(STREAM) == 0
+    host.redis.config_set("maxmemory", 0)
+    host.wait_entries(5000)
+    assert host.numbers() == list(range(5000))
+    daemon.wait_log("Redis is back")
+
+
+def test_what_cannot_be_published_at_a_stop_is_said(
+    host: BridgeHost, own_redis: RedisServer
+) -> None:
+    daemon = host.start("clicks", "--drain-timeout=1s")
+    host.wait_begun()
+    host.redis.config_set("maxmemory", 1)
+    host.burst(5000)
+    daemon.wait_log("Redis was lost, trying again", deadline_s=30)
+    assert daemon.stop() == 69
+    assert any("messages are lost" in line for line in daemon.lines)
+
+
+def test_a_list_is_moved_on_after_redis_was_lost(
+    host: BridgeHost, redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    server = redis_server("--appendonly", "yes", "--appendfsync", "always")
+    (tmp_path / "second").mkdir()
+    with bridge_host(tmp_path / "second", server) as other:
+        other.configure(list_="jobs", lease="1s")
+        daemon = other.start()
+        other.fill(20_000)
+        wait_until(lambda: other.redis.xlen(STREAM) > 500, 30)
+        server.restart()
+        other.redis = server.client()
+        other.wait_entries(20_000, 60)
+        assert other.numbers() == list(range(20_000))
+        other.redis.lpush("jobs", "last")
+        other.wait_entries(20_001, 60)
+        assert daemon.stop() == 0
+
+
+def test_a_user_without_the_rights_is_told_so(host: BridgeHost, own_redis: RedisServer) -> None:
+    host.redis.execute_command("ACL", "SETUSER", "narrow", "on", ">x", "+@all", "~*", "&other")
+    url = own_redis.url.replace("unix://", "unix://narrow:x@")
+    daemon = host.launch("clicks", f"--redis-url={url}")
+    assert daemon.wait_exit() == 77
+    assert "does not permit" in daemon.lines[-1]
+
+
+def test_a_bridge_that_is_killed_is_taken_up_at_the_next_start(host: BridgeHost) -> None:
+    host.start().kill()
+    host.start()
+    # Its predecessor's lease does not hold it up.
+    wait_until(lambda: host.redis.pubsub_numsub(CHANNEL)[0][1] == 1, 10)
+    wait_until(lambda: host.redis.hget(keys.bridge_lease(CHANNEL, "clicks"), "begun") == b"1", 10)
+    host.publish("hello")
+    host.wait_entries(1)
