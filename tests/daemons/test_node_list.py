@@ -385,7 +385,8 @@ def test_a_message_that_ends_processes_goes_to_the_error_list(
     assert starts == max(2, max_crashes)
     (error,) = host.errors()
     assert error["message"] == "deadly"
-    assert error["error"] == f"ended the process that handled it, and was in hand {starts} times"
+    why = f"ended the process that handled it, and was in hand of {starts} that ended"
+    assert error["error"] == why
     assert error["attempts"] == starts + 1
     host.wait_finished()
     assert set(host.handled()) - {"deadly"} == set(bodies)

@@ -56,7 +56,11 @@ def read(raw: bytes) -> Entry:
     try:
         content = json.loads(raw)
         message, error = content["message"], str(content["error"])
-        body = message.encode() if isinstance(message, str) else base64.b64decode(message["base64"])
+        body = (
+            message.encode()
+            if isinstance(message, str)
+            else base64.b64decode(message["base64"], None, True)
+        )
         attempts = int(content.get("attempts", 0))
     except (ValueError, TypeError, KeyError, RecursionError):
         return Entry(raw, raw, "", "", "", 0)

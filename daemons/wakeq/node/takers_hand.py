@@ -154,9 +154,10 @@ class Line:
         for message in messages:
             crashes = message.deliveries - 1
             if alone and message.place in alone and crashes >= self._max_crashes:
-                times = "once" if crashes == 1 else f"{crashes} times"
-                error = Crashed(f"ended the process that handled it, and was in hand {times}")
-                self.on_crashed([message], error)
+                error = (
+                    f"ended the process that handled it, and was in hand of {crashes} that ended"
+                )
+                self.on_crashed([message], Crashed(error))
             else:
                 kept.append(message)
         is_free = not self._waiting and self._alone is None
