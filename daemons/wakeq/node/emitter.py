@@ -89,7 +89,7 @@ class Emitter:
         self._emits = False
         self._term = 0  # how often it was told to; what was begun before counts no more
         self._seq = 0  # of the last emission, by Redis
-        self._at: int | None = None  # the time that it was for
+        self._last: int | None = None  # the time to count from: that which it was for
         self._clock = (0, 0.0)  # of Redis, and the monotonic one when that came
         self._made: tuple[int, int, list[Items]] | None = None  # number, time, messages to send
         self._made_up = 0
@@ -99,6 +99,7 @@ class Emitter:
     def begin(self) -> None:
         """Emit from now on, as the leader."""
         self._emits = True
+        self._last = None
         self._term += 1
         self._made, self._made_up = None, 0
         self._backoff.reset()
@@ -145,12 +146,14 @@ class Emitter:
         seq, at, now, how = reply
         self._backoff.reset()
         self._clock = (int(now), time.monotonic())
-        self._seq, self._at = seq, int(at) if at else None
+        self._seq = seq
+        if at or self._last is None:  # else it waits for its very first time
+            self._last = self._timetable.anchor(int(at) if at else None, int(now))
         if self._made is not None and how in (b"done", b"before"):
             self.messages += len(self._made[2])
             self.last = time.monotonic()
-        if how != b"early":
-            self._made = None
+        if how != b"early" or self._made is None or self._made[1] - int(now) > MICRO:
+            self._made = None  # done, or its time is far again: the clock was set back
         self.on_well()
         self._plan()
 
@@ -169,7 +172,7 @@ class Emitter:
         if self._made is not None:
             self._in((self._made[1] - now) / MICRO + _EARLY_SECONDS, self._look)
             return
-        plan = self._timetable.plan(self._at, now, self._made_up)
+        plan = self._timetable.plan(self._last, now, self._made_up)
         if plan is not None:
             self._made_up = self._made_up + 1 if plan.behind else 0
             self._leave_out(plan.skipped)
@@ -188,8 +191,8 @@ class Emitter:
 
     def _leave_out(self, count: int) -> None:
         """Tell of missed times, now and then."""
-        if self._counted != self._at:
-            self._counted = self._at
+        if self._counted != self._last:
+            self._counted = self._last
             self._left_out += count
         now = time.monotonic()
         if self._left_out and (not self._told_at or now - self._told_at > _TELL_SECONDS):

@@ -54,21 +54,32 @@ class Timetable:
             except ValueError as error:
                 raise ConfigError(f"calendar: {error}") from None
 
+    def anchor(self, last: int | None, now: int) -> int | None:
+        """Return the time to count from; None: the next one is now.
+
+        Args:
+            last: the time that was emitted for last, if there was one.
+            now: the time, when that was learned.
+        """
+        if last is None:
+            # An interval begins at once, a calendar with its next time.
+            return None if self._calendar is None else now
+        if last > now and (self._calendar is None or last - now > self._tolerance):
+            # The clock was set back. Calendar times that were emitted for moments ago are not
+            # emitted for twice; what lies further ahead would stop everything for long.
+            return now
+        return last
+
     def plan(self, last: int | None, now: int, made_up: int = 0) -> Plan | None:
         """Return what is next; None if no time ever comes again.
 
         Args:
-            last: the time that was emitted for last, if there was one.
+            last: the time to count from, see `anchor`.
             now: the time.
             made_up: how many missed times have been made up for in one go.
         """
         if last is None:
-            # An interval begins now, a calendar with its next time.
-            return Plan(now) if self._calendar is None else _planned(self._after(now))
-        if last > now and (self._calendar is None or last - now > self._tolerance):
-            # The clock was set back. Calendar times that were emitted for moments ago are not
-            # emitted for twice; what lies further ahead would stop everything for long.
-            last = now
+            return Plan(now)
         following = self._after(last)
         if following is None or following > now:
             return _planned(following)
