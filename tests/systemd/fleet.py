@@ -16,13 +16,13 @@ from wakeq_machine import service
 from redis_servers import wait_until
 from wakeq import keys
 
-# What a handler records by; the first two words are the host and the process, told from any other.
+# What a handler records by; the first two words are the host and the process, told from any other
+# by when it began (the id of the boot may be that of the kernel, which all have in common).
 RECORD = f"""
 import os, time
 
 file = os.open("{SHARED}/record", os.O_WRONLY | os.O_APPEND)
-with open("/proc/sys/kernel/random/boot_id") as boot:
-    life = f"{{os.uname().nodename}} {{boot.read(8)}}/{{os.getpid()}}"
+life = f"{{os.uname().nodename}} {{os.getpid()}}/{{time.monotonic_ns()}}"
 
 def record(*words):
     os.write(file, (" ".join([life, *map(str, words)]) + "\\n").encode())
