@@ -378,7 +378,7 @@ class Certificates:
 
     def make(self) -> None:
         """Make them."""
-        ca = ("-addext", "basicConstraints=critical,CA:TRUE")
+        ca: tuple[str, ...] = ("-addext", "basicConstraints=critical,CA:TRUE")
         ca += ("-addext", "keyUsage=critical,keyCertSign")  # Python 3.13 asks for it
         self._request("ca", *ca)
         self._request("other", *ca)
