@@ -14,7 +14,8 @@ from typing import Any
 
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
-from wakeq.wire import pack
+from wakeq.redis_url import RedisURL
+from wakeq.wire import Connection, pack
 from wakeup_host import Daemon
 
 HOST = os.uname().nodename
@@ -49,6 +50,7 @@ class BridgeHost:
             "WAKEQ_REDIS_URL": url or server.url, "NO_COLOR": "1", "COLUMNS": "300",
         }  # fmt: skip
         self._daemons: list[Daemon] = []
+        self._connections: list[Connection] = []
 
     def configure(self, bridge: str = "clicks", **settings: Any) -> None:
         """Write a bridge's file; without a source, it takes the usual channel."""
@@ -157,8 +159,17 @@ class BridgeHost:
         parts = [("LPUSH", key, *bodies[at : at + 1000]) for at in range(0, count, 1000)]
         self.send(pack(parts), len(parts))
 
+    def connection(self) -> Connection:
+        """Return a connection of wakeq's own, for scripts."""
+        connection = Connection(RedisURL(self.server.url), "test")
+        connection.connect()
+        self._connections.append(connection)
+        return connection
+
     def close(self) -> None:
         """End everything."""
+        for connection in self._connections:
+            connection.close()
         for daemon in self._daemons:
             daemon.kill()
 

@@ -31,6 +31,7 @@ TARGETS = (
     "trim",
     "strict",
     "retry",
+    "bridge",
 )
 # By their name alone, because they take longer and need root.
 ON_REQUEST = ("booted",)

@@ -15,9 +15,7 @@ from bridge_host import CHANNEL, HOST, BridgeHost, bridge_host
 from conftest import NotifySocket
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
-from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
-from wakeq.wire import Connection
 from wakeup_host import Daemon
 
 LEASE = keys.bridge_lease(CHANNEL, "clicks")
@@ -154,10 +152,7 @@ def test_takes_over_when_the_lease_is_over_and_the_old_one_publishes_what_is_its
 def test_marks_of_one_that_does_not_hold_the_channel_are_refused(host: BridgeHost) -> None:
     host.start()
     host.wait_begun()
-    connection = Connection(RedisURL(host.server.url), "test")
-    connection.connect()
-    assert Script("bridge_begin").call(connection, [LEASE], ["somebody"]) == 0
-    connection.close()
+    assert Script("bridge_begin").call(host.connection(), [LEASE], ["somebody"]) == 0
     host.publish("still")
     host.wait_entries(1)
 

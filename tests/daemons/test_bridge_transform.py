@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge_host import CHANNEL, HOST, BridgeHost, bridge_host, workers_of
+from bridge_host import CHANNEL, HOST, STREAM, BridgeHost, bridge_host, workers_of
 from redis_servers import RedisServer, wait_until
+from wakeq import keys
+from wakeq.scripts import Script
 
 ID = f"{HOST}/clicks/1".encode()
 
@@ -227,3 +229,55 @@ def test_what_a_callable_prints_is_in_the_log(host: BridgeHost) -> None:
     host.wait_begun()
     host.publish("it")
     daemon.wait_log("seen it")
+
+
+@pytest.mark.parametrize("source", ["channel", "list"])
+def test_dead_letters_can_be_tried_again(host: BridgeHost, source: str) -> None:
+    code = """
+import os
+def transform(message):
+    if not os.path.exists(__file__ + ".mended"):
+        raise ValueError("not yet")
+    return {"said": message.body, "from": message.channel}
+"""
+    path = host.code(code)
+    host.configure(transform=path, lease="1s", **{"list_" if source == "list" else source: "in"})
+    daemon = host.start()
+    bodies = [f"{n}" for n in range(5)]
+    if source == "list":
+        host.redis.lpush("in", *bodies)
+    else:
+        host.wait_begun(channel="in")
+        host.publish(*bodies, channel="in")
+    wait_until(lambda: len(host.dead()) == 5, 20, f"{daemon.lines}")
+    (host.app_dir / "shop.py.mended").touch()
+    group = keys.bridge_group("clicks")
+    letters = [entry_id for entry_id, _ in host.redis.xrange(keys.dead(STREAM, group))]
+    for at in range(0, 5, 2):
+        Script("redrive").call(
+            host.connection(), [keys.dead(STREAM, group), keys.retry(STREAM, group)],
+            letters[at : at + 2],
+        )  # fmt: skip
+    entries = host.wait_entries(5)
+    assert sorted(entry[b"said"].decode() for entry in entries) == bodies
+    assert {entry[b"from"] for entry in entries} == {b"in"}
+    assert host.dead() == []
+    wait_until(lambda: host.redis.xlen(keys.retry(STREAM, group)) == 0)
+
+
+def test_what_a_transform_makes_too_much_of_is_a_dead_letter_and_holds_nothing_up(
+    host: BridgeHost,
+) -> None:
+    code = """
+def transform(message):
+    return ["x"] * int(message.text())
+"""
+    host.configure(transform=host.code(code))
+    host.start()
+    host.wait_begun()
+    # Together they are more than a request may have; the last of them is so alone.
+    host.publish(*["100000"] * 12, "200000", "1")
+    wait_until(lambda: host.redis.xlen(STREAM) == 1_200_001, 120)
+    assert host.redis.xlen(STREAM) == 1_200_001
+    assert host.dead()[0][b"wakeq.error"].startswith(b"TooMuch: ")
+    assert host.stats() == {"handled": 14, "published": 1_200_001, "dead": 1}

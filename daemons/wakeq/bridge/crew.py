@@ -14,9 +14,9 @@ from wakeq import journal
 from wakeq.backoff import Backoff
 from wakeq.bridge import talk
 from wakeq.bridge.meter import Meter
-from wakeq.bridge.subscription import Run
+from wakeq.bridge.talk import Run
 from wakeq.bridge.worker import Batch, Worker
-from wakeq.errors import ConfigError, RefusedError, UnavailableError
+from wakeq.errors import ConfigError, RefusedError, UnavailableError, WakeqError
 from wakeq.journal import Log
 from wakeq.wakeup.loop import Loop
 
@@ -28,7 +28,11 @@ _BATCH_SECONDS = 0.01
 # What a worker has when it ends: one batch with Redis, and one in the making.
 _CAREFUL = 2
 
-Supply = Callable[[int, int], list[Run]]
+_KINDS = {kind.exit_code: kind for kind in (RefusedError, ConfigError)}
+
+# Messages, and of a dead letter that is tried again its id; no messages if there are none.
+Supplied = tuple[list[Run], bytes]
+Supply = Callable[[int, int], Supplied]
 
 
 class Crew:
@@ -91,6 +95,13 @@ class Crew:
         return not any(worker.batches or worker.again for worker in self._workers)
 
     @property
+    def entries(self) -> set[bytes]:
+        """The ids of dead letters that they try again."""
+        return {
+            batch.entry for worker in self._workers for batch in (*worker.batches, *worker.again)
+        }
+
+    @property
     def in_hand(self) -> int:
         """How many messages they have."""
         batches = (b for worker in self._workers for b in (*worker.batches, *worker.again))
@@ -114,10 +125,10 @@ class Crew:
                 batch = worker.again.popleft()
             elif worker.wants:
                 most = max(1, min(_MOST, int(_BATCH_SECONDS / self._each)))
-                runs = self._supply(most, _MOST_BYTES)
+                runs, entry = self._supply(most, _MOST_BYTES)
                 if not runs:
                     return
-                batch = Batch(worker.next_number, runs)
+                batch = Batch(worker.next_number, runs, entry)
                 worker.next_number += 1
             else:
                 self._waiting.popleft()  # it has ended since
@@ -156,7 +167,7 @@ class Crew:
         elif kind == talk.LOST:
             self._lost[worker] = rest[0]
             if not self._has_begun and rest[1] != UnavailableError.exit_code:
-                raise (RefusedError if rest[1] == RefusedError.exit_code else ConfigError)(rest[0])
+                raise _KINDS.get(rest[1], WakeqError)(rest[0])
         elif kind == talk.BACK:
             self._lost.pop(worker, None)
         elif kind == talk.BAD:
@@ -165,14 +176,21 @@ class Crew:
             self._log.error("a worker cannot start", consumer=worker.id, error=rest[0])
 
     def _done(
-        self, worker: Worker, number: int, received: int, published: int, dead: int, seconds: float
+        self,
+        worker: Worker,
+        number: int,
+        counts: tuple[int, int, int],
+        seconds: float,
+        whole: bool,
     ) -> None:
+        received, published, dead = counts
         self._backoffs[worker].reset()
-        worker.at = None
-        if worker.batches and worker.batches[0].number == number:
-            worker.batches.popleft()
-        for place in [place for place in worker.crashes if place[0] <= number]:
-            del worker.crashes[place]
+        if whole:
+            worker.at = None
+            if worker.batches and worker.batches[0].number == number:
+                worker.batches.popleft()
+            for place in [place for place in worker.crashes if place[0] <= number]:
+                del worker.crashes[place]
         self.handled += received
         self.published += published
         self.dead += dead

@@ -9,17 +9,19 @@ published.
 import os
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 
 from wakeq.backoff import Backoff
 from wakeq.bridge.channel import channels
-from wakeq.bridge.crew import Crew
+from wakeq.bridge.crew import Crew, Supplied
 from wakeq.bridge.holder import Holder
 from wakeq.bridge.link import Link
 from wakeq.bridge.reader import SWITCH_SECONDS
 from wakeq.bridge.registrar import Registrar
 from wakeq.bridge.reporter import Reporter
-from wakeq.bridge.subscription import Run, Subscription
+from wakeq.bridge.subscription import Subscription
+from wakeq.bridge.talk import Run
 from wakeq.config import instance_base
 from wakeq.errors import EX_UNAVAILABLE, BusyError, UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
@@ -30,6 +32,8 @@ _MIB = 1 << 20
 _LOOK_SECONDS = 0.02
 # How long to wait for another instance to begin, of those that have asked lately.
 _HAND_OVER_SECONDS = 3.0
+# What a worker of a list has in hand is done by then, or is put back.
+_END_SECONDS = 10.0
 
 
 class Keeper:
@@ -57,6 +61,7 @@ class Keeper:
         self._stops = False
         self._timer: Timer | None = None  # the next beat, or the next try
         self._handed_over = False
+        self._retries: deque[tuple[bytes, Run]] = deque()
 
     def run(self) -> int:
         """Run until the service is told to stop; return the exit code.
@@ -122,11 +127,19 @@ class Keeper:
         self._registrar.keep_ids(self._crew.ids)
         if self._holder.channels:
             self._holder.ask()
+            self._take_retries()
         elif self._crew.ready:
             self._registrar.put_back(self._crew.all_ids)
+            self._registrar.requeue()
         self._in(self._settings.lease / 3)
         self._backoff.reset()
         self._reporter.back()
+
+    def _take_retries(self) -> None:
+        """Take dead letters that are to be tried again, on the instance that takes messages."""
+        if not self._retries and self._holder.taken:
+            known = self._crew.entries
+            self._retries.extend(r for r in self._registrar.retries() if r[0] not in known)
 
     def _subscribe(self, key: str) -> Subscription:
         memory = self._settings.memory_mib * _MIB
@@ -176,18 +189,22 @@ class Keeper:
             pause = min(pause, max(0.1, self._deadline - time.monotonic()))
         self._in(pause)
 
-    def _supply(self, most: int, most_bytes: int) -> list[Run]:
+    def _supply(self, most: int, most_bytes: int) -> Supplied:
         """Return messages that were received, the oldest connection's first."""
+        if self._retries:
+            entry, run = self._retries.popleft()
+            return [run], entry
         for subscription in list(self._holder.subscriptions):
             if runs := subscription.take(most, most_bytes):
-                return runs
-        return []
+                return runs, b""
+        return [], b""
 
     # -- the way out -----------------------------------------------------------------------
 
     def _drain(self) -> bool:
         """Publish all that was received; tell whether that was possible."""
         self._stops = True
+        self._retries.clear()  # they stay where they are
         self._service.notifier.extend(self._settings.drain_timeout + 15)
         self._reporter.say("handing over")
         with suppress(WakeqError):
@@ -199,7 +216,7 @@ class Keeper:
         drained = self._loop.run_until(self._has_drained, self._settings.drain_timeout)
         if drained:
             self._crew.finish()
-            drained = self._loop.run_until(lambda: self._crew.ended, self._settings.drain_timeout)
+            drained = self._loop.run_until(lambda: self._crew.ended, _END_SECONDS)
         self._crew.end()
         if self._settings.list_:
             with suppress(WakeqError):

@@ -24,10 +24,16 @@ SWITCH_SECONDS = 0.0005
 _READ_BYTES = 1 << 20
 # It goes on reading when there is room again for a tenth.
 _AGAIN = 0.9
+_SEND_SECONDS = 15.0
 
 
 class Line(Connection):
     """A connection whose bytes are taken as they come."""
+
+    def begin(self) -> None:
+        """Take from now on; what is called next does not block."""
+        assert self._socket is not None
+        self._socket.settimeout(0)
 
     def take(self, buffer: bytearray) -> int:
         """Read what there is into a buffer and return how many bytes that is, 0 if none.
@@ -37,7 +43,6 @@ class Line(Connection):
         """
         assert self._socket is not None
         try:
-            self._socket.settimeout(0)
             size = self._socket.recv_into(buffer)
         except self._not_yet:
             return 0
@@ -56,8 +61,9 @@ class Line(Connection):
         """
         assert self._socket is not None
         try:
-            self._socket.settimeout(15.0)
+            self._socket.settimeout(_SEND_SECONDS)
             self._socket.sendall(pack(commands))
+            self._socket.settimeout(0)
         except OSError as error:
             raise self._lost(error) from None
 
@@ -129,6 +135,7 @@ class Reader:
     def _read_on(self) -> None:
         line, buffer = self._line, bytearray(_READ_BYTES)
         view, chunks = memoryview(buffer), self.chunks
+        line.begin()
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(line.fileno(), select.POLLIN)

@@ -11,14 +11,18 @@ import json
 from wakeq import keys
 from wakeq.bridge.channel import describe
 from wakeq.bridge.link import Link, Request
+from wakeq.bridge.maker import CHANNEL
+from wakeq.bridge.talk import Run
 from wakeq.config import Bridge
 from wakeq.consumer import process
 from wakeq.errors import BusyError, ConfigError, WakeqError
+from wakeq.message import BODY
 from wakeq.scripts import Script
 from wakeq.wire import Argument
 
 # Longer than any pause of a process that lives; a crash is known by then all the same.
 LIFETIME_SECONDS = 30.0
+_RETRIES = 100
 _LIFETIME_MS = int(LIFETIME_SECONDS * 1000)
 
 
@@ -49,6 +53,7 @@ class Registrar:
         self._enlisted: list[str] = []
         self._join, self._leave = Script("join"), Script("leave")
         self._enlist, self._return = Script("bridge_enlist"), Script("bridge_return")
+        self._requeue = Script("bridge_requeue")
 
     def begin(self) -> None:
         """Take the name, and see that all is as it should be.
@@ -135,6 +140,29 @@ class Registrar:
             (returned,) = self._link.run([Request(self._return, names, arguments)])
             count += max(0, returned)
         return count
+
+    def retries(self) -> list[tuple[bytes, Run]]:
+        """Return dead letters that are to be tried again: their ids, and what they were.
+
+        Raises:
+            WakeqError: Redis cannot be asked.
+        """
+        entries = self._link.call(self._retry, "XRANGE", self._retry, "-", "+", "COUNT", _RETRIES)
+        found: list[tuple[bytes, Run]] = []
+        for entry, items in entries:
+            fields = dict(zip(items[::2], items[1::2], strict=True))
+            found.append((entry, (fields.get(CHANNEL, b""), [fields.get(BODY, b"")])))
+        return found
+
+    def requeue(self) -> None:
+        """Put dead letters that are to be tried again back into the list.
+
+        Raises:
+            WakeqError: Redis cannot be asked.
+        """
+        names: list[Argument] = [self._retry, self._settings.list_]
+        arguments: list[Argument] = [self._settings.list_end.upper(), _RETRIES]
+        self._link.run([Request(self._requeue, names, arguments)])
 
     def end(self) -> None:
         """Give up the name and the ids, as far as Redis can be asked."""

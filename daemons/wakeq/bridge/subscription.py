@@ -12,6 +12,7 @@ import hiredis
 
 from wakeq import keys
 from wakeq.bridge.reader import Line, Reader
+from wakeq.bridge.talk import Run
 from wakeq.errors import UnavailableError
 from wakeq.redis_url import RedisURL
 from wakeq.wire import Command, Lost, ServerError, explain
@@ -20,9 +21,6 @@ _NAME = "wakeq-bridge"
 # hiredis moves what is left of its buffer again and again: less with less of it.
 _FEED_BYTES = 16 * 1024
 _OWN = keys.OWN.encode()
-
-# Messages of one channel that follow one another.
-Run = tuple[bytes, list[bytes]]
 
 
 class Subscription:
@@ -115,6 +113,9 @@ class Subscription:
                 if self._parsed and not self._feed():
                     break
         except hiredis.ProtocolError as error:
+            # What comes after it means nothing.
+            self._reader.chunks.clear()
+            self._chunk, self._parsed = memoryview(b""), True
             raise Lost(f"Redis at {self._url} sent what is not its protocol: {error}") from None
         return runs
 

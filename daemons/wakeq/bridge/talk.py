@@ -12,6 +12,9 @@ _CHUNK_BYTES = 1 << 20
 # Version 2 looks for no values that stand there twice, which would take longer than they save.
 _VERSION = 2
 
+# Messages of one channel that follow one another.
+Run = tuple[bytes, list[bytes]]
+
 # What the daemon says.
 SETTINGS, BATCH = "settings", "batch"
 # What a worker says.

@@ -17,17 +17,21 @@ from typing import Any
 from wakeq import journal, keys
 from wakeq.bridge import talk
 from wakeq.bridge.maker import Maker, Outcome
+from wakeq.bridge.talk import Run
 from wakeq.bridge.transform import load
 from wakeq.bridge.writer import Writer
 from wakeq.config import Bridge
 from wakeq.errors import ConfigError, WakeqError
 from wakeq.scripts import Script
+from wakeq.wire import Argument
 
 # How long a batch is remembered: a worker that is not back by then will not send it again.
 _KEEP_MS = 3_600_000
 # What is taken of a list at once: Redis is busy with it for a few milliseconds.
 _MOST = 250
 _MOST_BYTES = 1 << 20
+# A batch of so many messages at most may be published in so many parts, each with a number.
+_PARTS = 1000
 # So long one batch may take, so that others find their share.
 _BATCH_SECONDS = 0.01
 
@@ -61,8 +65,8 @@ class Desk:
         """Return what runs a script."""
         return Writer(self.said["url"], self.settings.stream, Script(name), self.talk.say)
 
-    def done(self, outcome: Outcome) -> None:
-        """Tell what became of a batch that is published now."""
+    def done(self, outcome: Outcome, whole: bool = True) -> None:
+        """Tell what became of a batch that is published now, or of another part of it."""
         if outcome.dead:
             self.log.warning(
                 "messages became dead letters", event_id=journal.BRIDGE_DEAD,
@@ -71,8 +75,8 @@ class Desk:
                 count=outcome.dead, error=outcome.error,
             )  # fmt: skip
         self.talk.say(
-            talk.DONE, outcome.number, outcome.received, outcome.published, outcome.dead,
-            outcome.seconds,
+            talk.DONE, outcome.number, (outcome.received, outcome.published, outcome.dead),
+            outcome.seconds, whole,
         )  # fmt: skip
 
     def _tell(self, number: int, place: int) -> None:
@@ -84,9 +88,10 @@ class Relay:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._keys = desk.keys(f"{desk.said['process']}/{desk.said['worker']}")
+        retry = keys.retry(desk.settings.stream, keys.bridge_group(desk.said["bridge"]))
+        self._keys = [*desk.keys(f"{desk.said['process']}/{desk.said['worker']}"), retry]
         self._writer = desk.writer("bridge_publish")
-        self._under_way: Outcome | None = None
+        self._under_way: tuple[Outcome, bool] | None = None
 
     def run(self) -> None:
         """Publish until the daemon has nothing more."""
@@ -106,22 +111,28 @@ class Relay:
             if heard is None:
                 self._finish()
                 return
-            for _, number, runs in heard:
-                self._publish(self._desk.maker.make(number, runs))
+            for _, number, runs, entry in heard:
+                self._publish(number, runs, entry)
 
-    def _publish(self, outcome: Outcome) -> None:
+    def _publish(self, number: int, runs: list[Run], entry: bytes) -> None:
         """Publish a batch; the next one is made while Redis is at it."""
-        self._finish()
-        head = [outcome.number, _KEEP_MS, outcome.received]
-        self._writer.start(list(self._keys), [*head, *outcome.arguments])
-        self._under_way = outcome
+        count = sum(len(bodies) for _, bodies in runs)
+        first = part = 0
+        while first < count:
+            outcome = self._desk.maker.make(number, runs, first)
+            first += outcome.received
+            self._finish()
+            head: list[Argument] = [number * _PARTS + part, _KEEP_MS, outcome.received, entry]
+            self._writer.start(list(self._keys), [*head, *outcome.arguments])
+            self._under_way = (outcome, first >= count)
+            part += 1
         self._desk.talk.say(talk.MORE)
 
     def _finish(self) -> None:
         if self._under_way is not None:
             self._writer.finish()
-            outcome, self._under_way = self._under_way, None
-            self._desk.done(outcome)
+            (outcome, whole), self._under_way = self._under_way, None
+            self._desk.done(outcome, whole)
 
 
 class Mover:

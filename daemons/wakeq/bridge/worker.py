@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wakeq.bridge import talk
-from wakeq.bridge.subscription import Run
+from wakeq.bridge.talk import Run
 from wakeq.wakeup.loop import Loop
 
 _SEND_SECONDS = 15.0
@@ -23,14 +23,16 @@ class Batch:
     Attributes:
         number: the batch's, among those of the worker.
         runs: the messages.
+        entry: of a dead letter that is tried again, its id among those; else empty.
         count: how many they are.
     """
 
-    __slots__ = ("count", "number", "runs")
+    __slots__ = ("count", "entry", "number", "runs")
 
-    def __init__(self, number: int, runs: list[Run]) -> None:
+    def __init__(self, number: int, runs: list[Run], entry: bytes) -> None:
         self.number = number
         self.runs = runs
+        self.entry = entry
         self.count = sum(len(bodies) for _, bodies in runs)
 
 
@@ -101,7 +103,7 @@ class Worker:
         """Give it a batch, which it waits for."""
         self.wants = False
         self.batches.append(batch)
-        self.say(talk.BATCH, batch.number, batch.runs)
+        self.say(talk.BATCH, batch.number, batch.runs, batch.entry)
 
     def say(self, *said: Any) -> None:
         """Say something; if it has ended, that is told as if it had said so, later."""

@@ -14,7 +14,7 @@
 -- ARGV[5]  end       RIGHT or LEFT, the end of the list where they are taken
 -- ARGV[6]  most      take at most so many, 0..1000; 0 takes none
 -- ARGV[7]  bytes     take no more once there are so many
--- ARGV[8..]          for each message to be added: see bridge_publish.lua, ARGV[4..]
+-- ARGV[8..]          for each message to be added: see bridge_publish.lua, ARGV[5..]
 --
 -- Returns {number, element, ...}: the batch that the worker has now.
 --
