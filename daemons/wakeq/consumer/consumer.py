@@ -84,6 +84,7 @@ class Consumer:
         )
         exits_idle = bool(wake.listeners) or "idle_timeout" in service.options
         self.idler = Idler(settings.idle_timeout if exits_idle else None, self.hand, self.reader)
+        self.block_seconds = _BLOCK_SECONDS
         self._turned_at = monotonic()
         self._flush_at = self._look_at = NEVER
         self._end_as = "stopped"
@@ -182,7 +183,7 @@ class Consumer:
 
     def _next_deadline(self) -> float:
         deadline = min(
-            self._turned_at + min(_BLOCK_SECONDS, self.keeper.lifetime / 3),
+            self._turned_at + min(self.block_seconds, self.keeper.lifetime / 3),
             self._look_at, self.limiter.next_at,
             self.drainer.next_at, self.report.next_at, self.link.next_at,
         )  # fmt: skip
@@ -235,7 +236,7 @@ class Consumer:
         if count:
             if ready:
                 self._send_acknowledgements(now)
-            block = min(_BLOCK_SECONDS, self.idler.at - now)
+            block = min(self.block_seconds, self.idler.at - now)
             self.reader.ask(self.link.reading, now, count, max(1, int(block * 1000)))
             self.link.reading.flush()
         elif ready and (now >= self._flush_at or not self.hand.unfinished):

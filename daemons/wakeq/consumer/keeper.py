@@ -86,7 +86,14 @@ class Keeper:
             if reply:
                 raise self._busy(reply.decode())
 
-        channel.run(self._join, [self._member.alive], self._join_arguments(""), check)
+        def look(reply: Reply) -> None:
+            if isinstance(reply, ServerError) or reply is None or reply.decode() != self.process:
+                channel.run(self._join, [self._member.alive], self._join_arguments(""), check)
+                channel.flush()
+
+        # One command as long as all is well, which it is for as long as a consumer sleeps.
+        command = ("GETEX", self._member.alive, "PX", int(self.lifetime * 1000))
+        channel.ask(command, look)
 
     def keep_messages(self, channel: Channel, messages: list[Message]) -> None:
         """Have messages in hand count as pending since now, for no other consumer to claim."""

@@ -6,6 +6,7 @@ killed, and those of a reply that was lost. Only then are new ones read.
 
 from collections.abc import Callable, Collection
 from functools import partial
+from time import monotonic
 
 from wakeq import failpoint
 from wakeq.config import Consumer
@@ -93,6 +94,7 @@ class Reader:
         self._cursors = [b"0", b"0"]
         self._full = False
         self._asked = 0
+        self._blocks_until = 0.0
         self._bytes_before = 0
         if member.is_fenced:
             self._read = Script("read", fenced=True)
@@ -123,6 +125,7 @@ class Reader:
             return
         command = (*self._head, count, *block, "STREAMS", *self._member.sources, *where)
         take = partial(self._take, channel, blocked=block_ms > 0)
+        self._blocks_until = now + block_ms / 1000
         channel.ask(command, take, block_ms / 1000)
 
     def _ask_fenced(
@@ -194,7 +197,7 @@ class Reader:
     def _look_first(self, channel: Channel) -> None:
         """Look whether the stream is paused before anything else is asked.
 
-        A read that blocked came back with nothing: it may have been ended for a pause.
+        A read that blocked came back with nothing too early: it may have been ended for a pause.
         """
 
         def note(reply: Reply) -> None:
@@ -234,7 +237,7 @@ class Reader:
         if messages and self.recovering:
             self._look_up_deliveries(channel, messages)
         else:
-            if blocked and not entries_read:
+            if blocked and not entries_read and monotonic() < self._blocks_until:
                 self._look_first(channel)
             self.on_messages(messages)
 

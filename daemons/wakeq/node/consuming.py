@@ -20,6 +20,8 @@ from wakeq.service import Program, Service
 PROGRAM = Program("wakeq-node", "", Node, "NAME")
 # Processes of one node on one host, more than anybody has.
 _MOST_NAMES = 1000
+# Longer than a consumer's, which sleeps anyway when nothing comes.
+_BLOCK_SECONDS = 10.0
 # In hand for all workers together, if they are fast.
 _PREFETCH = 1000
 
@@ -44,6 +46,7 @@ def _consume(process: Service, wake: WakeSocket) -> int | None:
         # The first name that is free: that of a process that has ended is, with what it had.
         name = f"{os.uname().nodename}/node/{process.name}" + (f"/{number}" * (number > 1))
         consumer = Consumer(process, settings, handler, wake, name)
+        consumer.block_seconds = _BLOCK_SECONDS
         try:
             return consumer.run()
         except BusyError:

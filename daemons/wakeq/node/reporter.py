@@ -18,9 +18,9 @@ from wakeq.wire import Reply
 
 _SAY_SECONDS = 1.0
 _WRITE_SECONDS = 5.0
-# At rest it is written this often, and it is believed three times as long.
-_REST_SECONDS = 60.0
-_LIFETIME_MS = 180_000
+# At rest it is written this often, and is believed so long.
+_REST_SECONDS = 120.0
+_LIFETIME_MS = 300_000
 
 Figures = dict[str, str | int]
 
