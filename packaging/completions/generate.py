@@ -68,7 +68,9 @@ def _with_value(options: list[Option]) -> list[str]:
 def _bash(program: Command) -> str:
     function = "_" + program.name.replace("-", "_")
     every = (program, *program.commands, *program.all_commands)
-    everything = {option.name: option for command in every for option in command.options}.values()
+    # Of one name, the one that takes a value.
+    given = sorted((o for c in every for o in c.options), key=lambda option: bool(option.metavar))
+    everything = {option.name: option for option in given}.values()
     lines = [_HEADER + f"# bash completion of {program.name}", f"{function}() {{"]
     lines += [_BASH_WORDS.rstrip("\n")]
     lines += ["    case $previous in"]

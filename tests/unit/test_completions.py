@@ -118,8 +118,8 @@ def test_fish_accepts_each_file(path: Path) -> None:
 
 BASH_CASES = {
     f"wakeq pub{TAB}": ["wakeq", "publish"],
-    f"wakeq {ALL_MATCHES}": ["wakeq", "check", "dead", "delayed", "pause", "peek", "produce",
-                              "publish", "resume", "status", "trim", "wake"],
+    f"wakeq {ALL_MATCHES}": ["wakeq", "check", "dead", "delayed", "errors", "pause", "peek",
+                              "produce", "publish", "resume", "status", "trim", "wake"],
     f"wakeq dead {ALL_MATCHES}": ["wakeq", "dead", "list", "purge", "retry", "show"],
     f"wakeq --redis-url dead dead ret{TAB}": ["wakeq", "--redis-url", "dead", "dead", "retry"],
     f"wakeq delayed {ALL_MATCHES}": ["wakeq", "delayed", "cancel", "list", "now"],
@@ -188,6 +188,7 @@ FISH_CASES = {
         "dead",
         "delayed",
         "pause",
+        "errors",
         "resume",
         "wake",
         "trim",

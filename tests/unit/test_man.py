@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 MAN = ROOT / "packaging/man"
 PAGES = sorted(MAN.glob("*.[1-8]"))
 COMMANDS = ["publish", "produce", "status", "peek", "dead list", "dead show", "dead retry",
-            "dead purge", "delayed list", "delayed cancel", "delayed now", "pause", "resume",
-            "wake", "trim", "check"]  # fmt: skip
+            "dead purge", "delayed list", "delayed cancel", "delayed now", "errors", "pause",
+            "resume", "wake", "trim", "check"]  # fmt: skip
 DAEMONS = [
     "wakeq-bridge",
     "wakeq-consumer",
@@ -267,6 +267,8 @@ def test_the_keys_in_redis_are_those_that_there_are() -> None:
     made += [keys.enlisted("consumer:ids"), keys.BRIDGES]
     made += [keys.crashes("S", "G"), keys.owner("S", "G"), keys.turn("S", "G")]
     functions = [name for name, value in vars(keys).items() if callable(value) and name != "prefix"]
+    made += [keys.taken("L", "PROCESS"), keys.taking("L", "PROCESS"), keys.takers("L")]
+    made += [keys.suspects("L"), keys.errors("L", "NODE")]
     functions.remove("bridge_group")  # the name of a group, no key
     assert len(made) == len(functions) + 2
     for key in made:

@@ -7,6 +7,7 @@ from wakeq.cli import (
     check,
     dead,
     delayed,
+    errors,
     parser,
     pause,
     peek,
@@ -19,7 +20,7 @@ from wakeq.cli import (
 from wakeq.cli.session import Session
 from wakeq.errors import UsageError, WakeqError
 
-FAMILIES = (publish, produce, status, peek, dead, delayed, pause, wake, trim, check)
+FAMILIES = (publish, produce, status, peek, dead, delayed, errors, pause, wake, trim, check)
 
 # 128 and the signal's number, as a shell says it.
 _INTERRUPTED = 130

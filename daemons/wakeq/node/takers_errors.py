@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 def read(raw: bytes) -> Entry:
     """Return an entry of an error list."""
     try:
-        content = json.loads(raw)
+        content = json.loads(raw.decode())
         message, error = content["message"], str(content["error"])
         body = (
             message.encode()
