@@ -72,6 +72,14 @@ class Registrar:
             found = self._link.call(key, "TYPE", key)
             if found not in (kind, b"none", kind.encode()):
                 raise ConfigError(f"{setting}: {key} is a {found.decode()} in Redis, not a {kind}")
+        if settings.list_ and self._link.cluster:
+            slots = {self._link.call(k, "CLUSTER", "KEYSLOT", k) for k, _, _ in wanted[::2]}
+            if len(slots) > 1:
+                raise ConfigError(
+                    f"list and stream must be in one slot of the Cluster: give them the same hash"
+                    f" tag, as in {{jobs}}:in and {{jobs}}:out, not {settings.list_} and"
+                    f" {settings.stream}"
+                )
         self._link.call(keys.STREAMS, "SADD", keys.STREAMS, settings.stream)
         told = {"source": describe(settings), "stream": settings.stream, "ids": settings.ids}
         self._link.call(keys.BRIDGES, "HSET", keys.BRIDGES, self._bridge, json.dumps(told))
