@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wakeq.errors import Retry as Retry
     from wakeq.errors import RoomError as RoomError
     from wakeq.errors import WakeqError as WakeqError
+    from wakeq.fanout.async_worker import AsyncFanoutWorker as AsyncFanoutWorker
     from wakeq.fanout.client import AsyncFanoutClient as AsyncFanoutClient
     from wakeq.fanout.client import FanoutClient as FanoutClient
     from wakeq.fanout.delivery import RoomMessage as RoomMessage
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncFanoutClient": "wakeq.fanout.client",
+    "AsyncFanoutWorker": "wakeq.fanout.async_worker",
     "AsyncPublisher": "wakeq.publisher",
     "FanoutClient": "wakeq.fanout.client",
     "FanoutTerms": "wakeq.fanout.office",

@@ -6,7 +6,7 @@ took its place; or it yields a number of seconds to wait, and gets nothing.
 
 import asyncio
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import redis
@@ -17,6 +17,7 @@ from wakeq.errors import UnavailableError, WakeqError
 from wakeq.fanout.rooms import Request
 from wakeq.redis_client import Servers, explained, server_error
 from wakeq.redis_url import RedisURL
+from wakeq.wire import ServerError, explain
 
 _REDIRECTS_MOST = 5
 # How often what may be repeated is tried: about three seconds in all.
@@ -84,10 +85,10 @@ def call(servers: Any, request: Request, repeatable: bool = True, tries: int = _
         if servers.redirected(reply) and redirects < _REDIRECTS_MOST:
             redirects += 1
             continue
-        code = server_error(reply)
+        code = reply if isinstance(reply, ServerError) else server_error(reply)
         if code is not None and code.code == "NOSCRIPT" and request.send_whole():
             continue
-        error = explained(reply, servers.url)
+        error = _meaning(reply, servers.url)
         unavailable = isinstance(error, UnavailableError)
         # An error reply says that nothing was done, unless a replica's promotion was waited for.
         if not unavailable or (code is None and not repeatable) or backoff.tries + 1 >= tries:
@@ -96,6 +97,12 @@ def call(servers: Any, request: Request, repeatable: bool = True, tries: int = _
             raise error
         request.repeated = request.repeated or code is None
         yield backoff.next()
+
+
+def _meaning(error: Exception, url: object) -> WakeqError:
+    if isinstance(error, ServerError):
+        return explain(error, url)
+    return error if isinstance(error, WakeqError) else explained(error, url)
 
 
 def call_all(servers: Any, requests: Sequence[Request], tries: int = _TRIES) -> Steps:
@@ -114,8 +121,14 @@ def call_all(servers: Any, requests: Sequence[Request], tries: int = _TRIES) -> 
     return replies
 
 
-def drive(servers: Any, steps: Steps) -> Any:
-    """Do what a generator yields, and return what it returns."""
+def drive(servers: Any, steps: Steps, carry_out: Callable[[Request], Any] | None = None) -> Any:
+    """Do what a generator yields, and return what it returns.
+
+    Args:
+        servers: where requests go.
+        steps: the generator.
+        carry_out: has single requests carried out instead.
+    """
     outcome: Any = None
     while True:
         try:
@@ -123,7 +136,7 @@ def drive(servers: Any, steps: Steps) -> Any:
         except StopIteration as stop:
             return stop.value
         if isinstance(step, Request):
-            outcome = _carry_out(servers, step)
+            outcome = carry_out(step) if carry_out else _carry_out(servers, step)
         elif isinstance(step, float):
             time.sleep(step)
             outcome = None
@@ -175,6 +188,9 @@ async def _carry_out_async(servers: Any, request: Request) -> Any:
             return await servers.client(request.key).execute_command(*request.command)
         except WakeqError as error:
             return error
+        except AttributeError:
+            # redis-py 4.3 looks for the host of a unix socket when it is to say that one broke.
+            return redis.exceptions.ConnectionError("the connection broke")
         except (redis.exceptions.RedisError, OSError) as error:
             if server_error(error) is not None or not servers.lost(request.key, error):
                 return error

@@ -65,9 +65,10 @@ class Desk:
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether it has no clients, and nothing to do."""
+        """Tell whether the worker has no clients there, and nothing to do."""
         busy = self.is_served or self.is_read or self.has_step or self.has_read
-        return not (busy or self.seats or self.retries or self.ejected or self.reports)
+        told = self.ejected or self.reports
+        return self.is_ours and not (busy or self.seats or self.retries or told)
 
     @property
     def has_step(self) -> bool:
@@ -118,14 +119,18 @@ class Desk:
 
     # -- what Redis says ---------------------------------------------------------------------
 
-    def hear(self, rounds: int, logged: int, timeouts: int, version: int) -> None:
-        """Take the figures of the room, from a ring or a reply."""
+    def hear(
+        self, rounds: int, logged: int, timeouts: int, version: int, is_free: bool = False
+    ) -> None:
+        """Take the figures of the room, from a ring or a reply; `is_free`: nobody has it."""
         if version == -1:
             self._let_go()
             self._wants_look = True
             return
         if not self.is_ours:
-            return  # who has the room hears it too
+            # Who has it hears it, too.
+            self._wants_look = self._wants_look or is_free
+            return
         if version != self.version or rounds != self._round:
             self._wants_look = True
         if timeouts != self._timeouts:
@@ -156,11 +161,11 @@ class Desk:
         _, version, since, joined = reply
         self._leaving.discard(client)
         self._edits += 1
-        if version == self.version + 1:
+        known = self.seats.get(client)
+        if known is None or known.mode != mode:
             self.seats[client] = Seat(mode, since, joined)
-            self.version = version
-        elif version > self.version:
-            self.version = -1
+        # Else others have joined or left as well; a look tells, also if this one is out again.
+        self.version = version if version == self.version + 1 else -1
         self.doubt()
 
     def begin_leave(self, client: str) -> None:

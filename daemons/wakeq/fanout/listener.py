@@ -148,10 +148,11 @@ class Listener:
 
     def wake(self) -> None:
         """Have it look at the times again; from any thread."""
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake_fd, 1)
+        if self._wake_fd >= 0:
+            with contextlib.suppress(OSError):
+                os.eventfd_write(self._wake_fd, 1)
 
-    def trouble(self, error: WakeqError) -> None:
+    def trouble(self, error: Exception) -> None:
         """Say that Redis fails, once."""
         if not self._trouble:
             log.warning("%s; trying again", error)

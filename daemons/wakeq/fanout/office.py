@@ -83,9 +83,9 @@ class Office:
 
     def hear(self, payload: bytes) -> Desk:
         """Take a ring; see room.lua."""
-        rounds, logged, timeouts, version, room = payload.split(b" ", 4)
+        rounds, logged, timeouts, version, holder, room = payload.split(b" ", 5)
         desk = self.desk(room.decode())
-        desk.hear(int(rounds), int(logged), int(timeouts), int(version))
+        desk.hear(int(rounds), int(logged), int(timeouts), int(version), holder == b"-")
         return desk
 
     def doubt(self) -> None:
@@ -117,8 +117,8 @@ class Office:
             )
         return self.rooms.read(desk.room, *desk.read_from)
 
-    def take(self, desk: Desk, ask: Ask, request: Request, reply: Any) -> None:
-        """Tell a desk the reply."""
+    def take(self, desk: Desk, ask: Ask, request: Request, reply: Any) -> bool:
+        """Tell a desk the reply; return whether there is something new to be done at a time."""
         if ask.what == "ack":
             failed = desk.take_ack(ask, reply)
             for client, code in failed:
@@ -126,10 +126,12 @@ class Office:
                     log.warning("room %s, client %s: %s", desk.room, client, code)
         elif ask.what == "look":
             desk.take_look(ask, reply)
-            if desk.check_in is not None:
-                self.after(desk.check_in, desk, desk.doubt_look)
         else:
             desk.take_read(reply)
+        pause, desk.check_in = desk.check_in, None
+        if pause is not None:
+            self.after(pause, desk, desk.doubt_look)
+        return pause is not None
 
     def forget(self, desk: Desk) -> bool:
         """Forget a room without clients; tell whether it was."""
@@ -183,6 +185,8 @@ class Office:
     @property
     def pause(self) -> float:
         """For how many seconds there is nothing to do."""
+        if self.touched:
+            return 0.0
         whens = [heap[0][0] for heap in (self._due, self._timers) if heap]
         return max(0.0, min(whens, default=time.monotonic() + _CHECK_SECONDS) - time.monotonic())
 

@@ -14,6 +14,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Self
 
 from wakeq import keys
@@ -23,6 +24,7 @@ from wakeq.fanout.core import Core
 from wakeq.fanout.delivery import Ask, RoomMessage
 from wakeq.fanout.desk import Desk
 from wakeq.fanout.lanes import Lanes
+from wakeq.fanout.lines import Lines
 from wakeq.fanout.listener import Listener
 from wakeq.fanout.office import FanoutTerms, Office, log
 from wakeq.fanout.tally import WorkerMetrics
@@ -85,6 +87,8 @@ class FanoutWorker:
         self._handlers = on_message, on_timeout, on_ejected
         self._lock = threading.RLock()
         self._lanes = Lanes(concurrency)
+        self._lines = Lines(self._servers)
+        self._carry_out = self._lines.carry_out if self._lines.usable else None
         self._listener = Listener(self._office, self._servers, self._lock, self._serve)
         self._thread: threading.Thread | None = None
         self._failure: WakeqError | None = None
@@ -103,9 +107,10 @@ class FanoutWorker:
         self._thread = threading.Thread(target=self._run_in_thread, name=_NAME, daemon=True)
         self._thread.start()
         self._listener.ready.wait()
-        if self._failure is not None:
+        if self._listener.stopping:
             self._thread.join()
-            raise self._failure
+            if self._failure is not None:
+                raise self._failure
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,6 +174,7 @@ class FanoutWorker:
 
     def _end(self) -> None:
         self._lanes.close()
+        self._lines.close()
         with contextlib.suppress(WakeqError):
             # Others do not wait for a time-out, for its clients or its rooms.
             for request in self._office.farewell():
@@ -186,31 +192,45 @@ class FanoutWorker:
                 return
             if desk.has_step and not desk.is_served:
                 desk.is_served = True
-                self._lanes.submit(lambda: self._serve_rounds(desk))
+                self._lanes.submit(partial(self._serve_rounds, desk))
             if desk.has_read and not desk.is_read:
                 desk.is_read = True
-                self._lanes.submit(lambda: self._serve_log(desk))
+                self._lanes.submit(partial(self._serve_log, desk))
 
     def _serve_rounds(self, desk: Desk) -> None:
-        while True:
-            with self._lock:
-                step = desk.next_step()
-                if step is None:
-                    desk.is_served = False
-                    forgotten = self._office.forget(desk)
+        forgotten = False
+        try:
+            while step := self._next(desk.next_step):
+                if isinstance(step, RoomMessage):
+                    if not self._listener.stopping:
+                        self._handle(desk, step)
+                elif not self._ask(desk, step):
                     break
-            if isinstance(step, RoomMessage):
-                if not self._listener.stopping:
-                    self._handle(desk, step)
-            elif not self._ask(desk, step):
-                with self._lock:
-                    desk.is_served = forgotten = False
-                break
-            if desk.ejected or desk.reports:
-                self._tell(desk)
+                if desk.ejected or desk.reports:
+                    self._tell(desk)
+        finally:
+            with self._lock:
+                desk.is_served = False
+                forgotten = self._office.forget(desk)
         if forgotten and not self._office.is_alone:
             self._leave_index(desk.room)
         self._serve(desk.room)
+
+    def _serve_log(self, desk: Desk) -> None:
+        try:
+            while not self._listener.stopping and (step := self._next(desk.next_read)):
+                if isinstance(step, RoomMessage):
+                    self._handle(desk, step)
+                elif not self._ask(desk, step):
+                    break
+        finally:
+            with self._lock:
+                desk.is_read = False
+        self._serve(desk.room)
+
+    def _next(self, choose: Callable[[], Ask | RoomMessage | None]) -> Ask | RoomMessage | None:
+        with self._lock:
+            return choose()
 
     def _leave_index(self, room: str) -> None:
         """Take a room out of those of the worker, unless somebody has joined just now."""
@@ -225,27 +245,12 @@ class FanoutWorker:
         except WakeqError as error:
             self._listener.trouble(error)
 
-    def _serve_log(self, desk: Desk) -> None:
-        while True:
-            with self._lock:
-                step = desk.next_read()
-                if step is None or self._listener.stopping:
-                    desk.is_read = False
-                    break
-            if isinstance(step, RoomMessage):
-                self._handle(desk, step)
-            elif not self._ask(desk, step):
-                with self._lock:
-                    desk.is_read = False
-                break
-        self._serve(desk.room)
-
     def _ask(self, desk: Desk, ask: Ask) -> bool:
         with self._lock:
             request = self._office.request(desk, ask)
         try:
-            reply = drive(self._servers, call(self._servers, request))
-        except WakeqError as error:
+            reply = drive(self._servers, call(self._servers, request), self._carry_out)
+        except Exception as error:  # whatever it is, what was asked must be asked again
             self._listener.trouble(error)
             with self._lock:
                 pause = self._listener.backoff.next()
@@ -253,9 +258,9 @@ class FanoutWorker:
             self._listener.wake()
             return False
         with self._lock:
-            self._office.take(desk, ask, request, reply)
-            if desk.check_in is not None:
+            if self._office.take(desk, ask, request, reply):
                 self._listener.wake()
+        self._listener.backoff.reset()
         return True
 
     def _handle(self, desk: Desk, message: RoomMessage) -> None:
@@ -264,7 +269,7 @@ class FanoutWorker:
         failure: BaseException | None = None
         try:
             self._handlers[0](message)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit, which would end this lane alone
             failure = error
         with self._lock:
             self._office.handled(desk, message, failure)

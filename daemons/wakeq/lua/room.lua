@@ -184,7 +184,8 @@ local function settle()
   end
 end
 
--- Bring all to rest, and tell the workers; not the caller, if it has the figures from the reply.
+-- Bring all to rest, and tell the workers: round, logged, timeouts, version of the worker's list,
+-- the process that has the room or '-', and R; not the caller, if it has that from the reply.
 -- Returns what is known of the caller as a worker.
 local function finish(told)
   if unsettled then
@@ -202,7 +203,8 @@ local function finish(told)
     if not told or all[i] ~= caller or (known[4] ~= process and known[4] ~= '') then
       figures = figures or call('HMGET', state, 'round', 'logged', 'timeouts')
       call('PUBLISH', bell .. all[i], (figures[1] or '0') .. ' ' .. (figures[2] or '0') .. ' '
-        .. (figures[3] or '0') .. ' ' .. whole(known[2]) .. ' ' .. room)
+        .. (figures[3] or '0') .. ' ' .. whole(known[2]) .. ' '
+        .. (known[4] == '' and '-' or known[4]) .. ' ' .. room)
     end
   end
   return mine

@@ -1,0 +1,558 @@
+"""Receiving the messages of rooms, blocking and for asyncio, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import tracemalloc  # noqa: F401  (else pytest may do so in the middle of a garbage collection)
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from redis_servers import Cluster, RedisServer, Sentinels, wait_until
+from wakeq import (
+    AsyncFanoutWorker,
+    FanoutClient,
+    FanoutTerms,
+    FanoutWorker,
+    Reject,
+    Retry,
+    RoomError,
+    RoomMessage,
+    keys,
+)
+from wakeq.errors import ConfigError, RefusedError
+from wakeq.fanout.rooms import Rooms
+from wakeq.fanout.tally import WorkerMetrics
+from wakeq.redis_url import RedisURL
+from wakeq.wire import Connection
+
+# redis-py before 4.6 leaves the socket of a failed connection to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class Awaited:
+    """An AsyncFanoutWorker that is used like a FanoutWorker: its loop runs in a thread."""
+
+    def __init__(self, on_message: Callable[[RoomMessage], object], *arguments: Any,
+                 concurrency: int = 1, **options: Any) -> None:  # fmt: skip
+        def awaited(handler: Callable[..., object]) -> Callable[..., Any]:
+            async def handle(*given: Any) -> object:
+                return await asyncio.to_thread(handler, *given)
+
+            return handle
+
+        for name in ("on_timeout", "on_ejected"):
+            if name in options:
+                options[name] = awaited(options[name])
+        self._loop = asyncio.new_event_loop()
+        self._worker = AsyncFanoutWorker(awaited(on_message), *arguments, **options)
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    @property
+    def name(self) -> str:
+        return self._worker.name
+
+    def __enter__(self) -> Awaited:
+        try:
+            self._run(self._worker.__aenter__())
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._run(self._worker.__aexit__(*error))
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        async def shut() -> None:
+            await asyncio.get_running_loop().shutdown_default_executor()
+
+        self._run(shut())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._worker.stop)
+
+    def subscribe(self, *arguments: Any, **options: Any) -> None:
+        self._run(self._worker.subscribe(*arguments, **options))
+
+    def unsubscribe(self, *arguments: Any) -> None:
+        self._run(self._worker.unsubscribe(*arguments))
+
+    def metrics(self) -> WorkerMetrics:
+        return self._worker.metrics()
+
+
+@pytest.fixture(params=[FanoutWorker, Awaited], ids=["blocking", "asyncio"])
+def kind(request: pytest.FixtureRequest) -> Any:
+    """The class of a worker."""
+    return request.param
+
+
+@pytest.fixture
+def rooms(redis: RedisServer) -> Iterator[FanoutClient]:
+    with FanoutClient(redis.url) as client:
+        yield client
+
+
+class Seen:
+    """Remembers what a handler was given."""
+
+    def __init__(self) -> None:
+        self.messages: list[RoomMessage] = []
+
+    def __call__(self, message: RoomMessage) -> None:
+        self.messages.append(message)
+
+    def of(self, client: str, room: str | None = None) -> list[str]:
+        """Return what a client has seen, as text."""
+        return [m.text() for m in list(self.messages)
+                if m.client == client and room in (None, m.room)]  # fmt: skip
+
+    def wait(self, count: int) -> None:
+        wait_until(lambda: len(self.messages) >= count, message=f"{count} messages")
+
+
+def test_each_client_gets_each_message_once_and_in_order(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with kind(seen, redis.url) as worker:
+        for client in "abc":
+            worker.subscribe("r", client)
+        for number in range(50):
+            rooms.send("r", str(number), producer="p")
+        seen.wait(150)
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 150)
+        for client in "abc":
+            assert seen.of(client) == [str(number) for number in range(50)]
+        # In lock-step: nobody begins a message before all have had the one before.
+        order = [message.text() for message in seen.messages]
+        assert order == sorted(order, key=int)
+        assert {message.producer for message in seen.messages} == {"p"}
+        metrics = worker.metrics()
+        assert (metrics.received, metrics.acknowledged, metrics.invalid) == (150, 150, 0)
+        assert 0 <= metrics.min_latency <= metrics.avg_latency <= metrics.max_latency
+    assert rooms.room_state("r").clients == {}
+
+
+def test_five_identical_messages_are_five(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with kind(seen, redis.url) as worker:
+        worker.subscribe("r", "a")
+        for _ in range(5):
+            rooms.send("r", "same")
+        seen.wait(5)
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 5)
+    assert seen.of("a") == ["same"] * 5
+
+
+def test_who_has_left_gets_nothing(kind: Any, rooms: FanoutClient, redis: RedisServer) -> None:
+    seen = Seen()
+    ejected: list[Any] = []
+    with kind(seen, redis.url, on_ejected=lambda *what: ejected.append(what)) as worker:
+        worker.subscribe("r", "a")
+        worker.subscribe("r", "b")
+        rooms.send("r", "1")
+        seen.wait(2)
+        worker.unsubscribe("r", "a")
+        rooms.send("r", "2")
+        seen.wait(3)
+        with pytest.raises(RoomError):
+            worker.unsubscribe("r", "a")
+    assert (seen.of("a"), seen.of("b"), ejected) == (["1"], ["1", "2"], [])
+
+
+def test_rooms_are_apart(kind: Any, rooms: FanoutClient, redis: RedisServer) -> None:
+    seen = Seen()
+    with kind(seen, redis.url) as worker:
+        worker.subscribe("room1", "client1")
+        worker.subscribe("room2", "client1")
+        worker.subscribe("room2", "client2")
+        rooms.send("room1", "1")
+        rooms.send("room2", "2")
+        seen.wait(3)
+    assert (seen.of("client1", "room1"), seen.of("client1", "room2")) == (["1"], ["2"])
+    assert seen.of("client2") == ["2"]
+
+
+def test_ten_clients_join_and_leave_ten_rooms(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    with kind(Seen(), redis.url) as worker:
+        for room in range(10):
+            for client in range(10):
+                worker.subscribe(f"r{room}", f"c{client}")
+        assert rooms.metrics().clients == 100
+        for room in range(10):
+            for client in range(10):
+                worker.unsubscribe(f"r{room}", f"c{client}")
+        assert rooms.metrics().clients == 0
+
+
+def test_a_slow_handler_holds_up_its_own_room_alone(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    release, seen = threading.Event(), Seen()
+
+    def handle(message: RoomMessage) -> None:
+        if message.text() == "slow":
+            release.wait(30)
+        seen(message)
+
+    with kind(handle, redis.url, concurrency=8) as worker:
+        try:
+            for room in ("slow", "quick"):
+                worker.subscribe(room, "a")
+                worker.subscribe(room, "b")
+            rooms.send("slow", "slow")
+            for number in range(20):
+                rooms.send("quick", str(number))
+            rooms.send_out_of_band("slow", "now")
+            seen.wait(42)
+            assert seen.of("a", "slow") == ["now"]
+        finally:
+            release.set()
+        seen.wait(44)
+
+
+def test_out_of_band_messages_go_to_all_at_once(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with kind(seen, redis.url, FanoutTerms(auto_ack=False)) as worker:
+        worker.subscribe("r", "a")
+        worker.subscribe("r", "b", mode="async")
+        worker.subscribe("r", "c", mode="observer")
+        rooms.send("r", "never acknowledged")
+        seen.wait(3)
+        for number in range(250):  # more than are read at once
+            rooms.send_out_of_band("r", str(number))
+        seen.wait(3 + 750)
+        assert seen.of("a")[1:] == [str(number) for number in range(250)]
+        assert [m.oob for m in seen.messages if m.text() == "7"] == [True] * 3
+        assert worker.metrics().missed == 0
+        worker.subscribe("r", "late")
+        rooms.send_out_of_band("r", "for all")
+        seen.wait(3 + 750 + 4)
+        assert seen.of("late") == ["for all"]
+    log = keys.room("r")[7]
+    assert not redis.client().exists(log)
+
+
+def test_what_all_have_done_leaves_the_log(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with kind(seen, redis.url) as worker:
+        worker.subscribe("r", "a")
+        for number in range(10):
+            rooms.send_out_of_band("r", str(number))
+        seen.wait(10)
+        wait_until(lambda: redis.client().xlen(keys.room("r")[7]) == 0)
+
+
+def test_messages_are_acknowledged_by_hand(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with kind(seen, redis.url, FanoutTerms(auto_ack=False)) as worker:
+        worker.subscribe("r", "a")
+        for number in range(3):
+            rooms.send("r", str(number))
+        seen.wait(1)
+        seen.messages[0].ack()
+        seen.wait(2)
+        rooms.ack("r", "a", seen.messages[1].id)  # by somebody else
+        seen.wait(3)
+        assert rooms.room_metrics("r").outstanding == seen.messages[2].id
+
+
+def test_acknowledged_by_the_worker_there_is_nothing_to_do_by_hand(
+    rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with FanoutWorker(seen, redis.url) as worker:
+        worker.subscribe("r", "a")
+        rooms.send("r", "1")
+        seen.wait(1)
+        with pytest.raises(RuntimeError, match="not acknowledged"):
+            seen.messages[0].ack()
+
+
+def test_a_handler_that_fails_is_called_again(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    attempts: list[tuple[str, int]] = []
+
+    def handle(message: RoomMessage) -> None:
+        attempts.append((message.text(), message.attempt))
+        if message.text() == "hard" and message.attempt < 3:
+            raise Retry(delay=0.001)
+        if message.text() == "impossible":
+            raise Reject("never")
+        if message.text() == "broken":
+            raise ValueError("no")
+
+    with kind(handle, redis.url, FanoutTerms(max_attempts=2)) as worker:
+        worker.subscribe("r", "a")
+        for text in ("broken", "impossible", "fine"):
+            rooms.send("r", text)
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 3)
+        assert attempts == [("broken", 1), ("broken", 2), ("impossible", 1), ("fine", 1)]
+        assert worker.metrics().failed == 3
+    attempts.clear()
+    with kind(handle, redis.url) as worker:
+        worker.subscribe("r", "a")
+        rooms.send("r", "hard")
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 4)
+        assert attempts == [("hard", 1), ("hard", 2), ("hard", 3)]
+
+
+def test_a_time_out_is_reported_once_and_the_round_goes_on(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen, reported, ejected = Seen(), [], []
+    told = {"on_timeout": lambda *what: reported.append(what)}
+    with kind(seen, redis.url, **told) as worker, kind(seen, redis.url, **told) as other:
+        worker.subscribe("r", "a")
+        other.subscribe("r", "b")
+        # Nobody pings for it.
+        with FanoutClient(redis.url, timeout=0.5) as short:
+            short.subscribe("r", "silent", "nobody")
+        rooms.send("r", "1")
+        rooms.send("r", "2")
+        seen.wait(4)  # the second one waits for the time-out of `silent`
+        wait_until(lambda: reported)
+        worker.unsubscribe("r", "a")
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 4)
+    assert reported == [("r", "silent")]
+    assert not ejected
+    assert rooms.room_metrics("r").timeouts == 1
+
+
+def test_a_client_that_is_removed_is_told(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    ejected: set[tuple[str, str, str]] = set()
+    with kind(Seen(), redis.url, on_ejected=lambda *what: ejected.add(what)) as worker:
+        for client in ("silent", "taken", "removed", "stays"):
+            worker.subscribe("r", client)
+        redis.client().zadd(keys.room("r")[2], {"silent": 0})
+        rooms.ping("stays", "r")
+        rooms.subscribe("r", "taken", "other")
+        rooms.unsubscribe("r", "removed")
+        expected = {("r", "silent", "timed-out"), ("r", "taken", "taken-over"),
+                    ("r", "removed", "not-subscribed")}  # fmt: skip
+        wait_until(lambda: ejected == expected, message=f"{ejected}")
+        assert worker.metrics().ejected == 3
+
+
+def test_clients_are_kept_alive(kind: Any, rooms: FanoutClient, redis: RedisServer) -> None:
+    release = threading.Event()
+    with kind(lambda _: release.wait(30), redis.url, FanoutTerms(timeout=0.6)) as worker:
+        worker.subscribe("r", "a")
+        deadline = rooms.room_state("r").clients["a"].seen_at + 2
+        rooms.send("r", "its handler takes longer than the time-out")
+        wait_until(lambda: rooms.room_state("r").clients["a"].seen_at > deadline)
+        release.set()
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 1)
+        assert rooms.room_metrics("r").timeouts == 0
+
+
+def test_an_idle_client_costs_one_request_per_ping(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    def scripts() -> int:
+        found = redis.client().info("commandstats")
+        return sum(found.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "eval"))
+
+    with kind(Seen(), redis.url, FanoutTerms(timeout=0.6)) as worker:
+        worker.subscribe("r", "a")
+        rooms.send("r", "1")
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 1)
+        redis.client().config_resetstat()
+        begin = time.monotonic()
+        wait_until(lambda: scripts() >= 8)
+        pings = (time.monotonic() - begin) / 0.2
+        # What was under way when the counting began, and one more at its end.
+        assert scripts() <= pings + 4
+
+
+def test_a_worker_that_ends_leaves_its_rooms_to_others_at_once(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    terms = FanoutTerms(name="push", timeout=300, auto_ack=False)
+    first, second = Seen(), Seen()
+    rooms.subscribe("r", "a", "push")
+    message_id = rooms.send("r", "1")
+    with kind(first, redis.url, terms) as ends:
+        first.wait(1)
+        with kind(second, redis.url, terms._replace(auto_ack=True)):
+            ends.stop()
+            wait_until(lambda: rooms.room_metrics("r").acknowledged == 1)
+    assert [message.id for message in second.messages] == [message_id]
+
+
+def test_a_room_has_one_process_of_a_worker_at_a_time(
+    rooms: FanoutClient, redis: RedisServer
+) -> None:
+    terms = FanoutTerms(name="push")
+    seen = [Seen(), Seen()]
+    for room in range(10):
+        rooms.subscribe(f"r{room}", "a", "push")
+    with FanoutWorker(seen[0], redis.url, terms), FanoutWorker(seen[1], redis.url, terms):
+        for number in range(10):
+            for room in range(10):
+                rooms.send(f"r{room}", str(number))
+                rooms.send_out_of_band(f"r{room}", f"!{number}")
+        wait_until(lambda: sum(len(one.messages) for one in seen) >= 200)
+        wait_until(lambda: rooms.metrics().acknowledged == 100)
+    assert sum(len(one.messages) for one in seen) == 200
+    for room in range(10):
+        all_of_them = seen[0].of("a", f"r{room}") + seen[1].of("a", f"r{room}")
+        assert [each for each in all_of_them if each[0] != "!"] == [str(n) for n in range(10)]
+
+
+def test_a_worker_that_was_killed_is_followed_by_another(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    """Its lease runs out, and what it had is delivered again while its clients live."""
+    rooms.subscribe("r", "a", "push")
+    message_id = rooms.send("r", "1")
+    connection = Connection(RedisURL(redis.url), "dead")
+    connection.connect()
+    reply = connection.call(*Rooms("push", "dead").look("r", 1500, -1, False, []).command)
+    connection.close()
+    assert reply[4][:16].decode() == message_id  # it had it
+    seen = Seen()
+    with kind(seen, redis.url, FanoutTerms(name="push")):
+        begin = time.monotonic()
+        wait_until(lambda: seen.messages)
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 1)
+        assert time.monotonic() - begin > 0.3
+    assert seen.messages[0].id == message_id
+
+
+def test_nothing_is_lost_with_a_connection(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with kind(seen, redis.url, FanoutTerms(timeout=20)) as worker:
+        worker.subscribe("r", "a")
+        worker.subscribe("r", "b", mode="async")
+        for number in range(30):
+            rooms.send("r", str(number))
+            rooms.send_out_of_band("r", f"!{number}")
+            if number % 5 == 0:
+                redis.client().execute_command("CLIENT KILL TYPE pubsub")
+                redis.client().execute_command("CLIENT KILL TYPE normal SKIPME yes")
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 30, 20)
+        wait_until(lambda: len(seen.of("b")) >= 60 and len(seen.of("a")) >= 60)
+    for client in "ab":
+        found = seen.of(client)
+        assert [each for each in found if each[0] != "!"] == [str(n) for n in range(30)]
+        assert [each for each in found if each[0] == "!"] == [f"!{n}" for n in range(30)]
+
+
+def test_goes_on_when_redis_was_restarted(kind: Any, own_redis: RedisServer) -> None:
+    seen, ejected = Seen(), []
+    told = {"on_ejected": lambda *what: ejected.append(what)}
+    with (
+        FanoutClient(own_redis.url) as rooms,
+        kind(seen, own_redis.url, FanoutTerms(timeout=0.9), **told) as worker,
+    ):
+        worker.subscribe("r", "a")
+        rooms.send("r", "1")
+        seen.wait(1)
+        own_redis.restart()  # empty
+        wait_until(lambda: ejected, 20)
+        assert ejected == [("r", "a", "not-subscribed")]
+        worker.subscribe("r", "a")
+        rooms.send("r", "2")
+        seen.wait(2)
+
+
+def test_says_why_it_cannot_begin(kind: Any, own_redis: RedisServer) -> None:
+    own_redis.client().config_set("requirepass", "secret")
+    with pytest.raises(RefusedError, match="refuses the login"), kind(Seen(), own_redis.url):
+        pass
+    with pytest.raises(ConfigError, match="redis_url must begin"):
+        FanoutWorker(Seen(), "ftp://localhost")
+    with pytest.raises(ValueError, match="concurrency must be"):
+        FanoutWorker(Seen(), own_redis.url, concurrency=0)
+    with pytest.raises(ValueError, match="timeout must be"):
+        FanoutWorker(Seen(), own_redis.url, FanoutTerms(timeout=-1))
+
+
+def test_what_is_no_message_is_counted_and_passed_over(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with kind(seen, redis.url) as worker:
+        worker.subscribe("r", "a")
+        wait_until(lambda: redis.client().hexists(keys.room("r")[6], worker.name))
+        redis.client().xadd(keys.room("r")[7], {"r": 0, "m": "what somebody else wrote"}, id="1-0")
+        redis.client().hset(keys.room("r")[0], "logged", 1)
+        rooms.send_out_of_band("r", "fine")
+        seen.wait(1)
+        assert worker.metrics().invalid == 1
+        assert worker.metrics().received == 1
+
+
+def test_a_cluster_serves_rooms_on_all_its_nodes(kind: Any, short_dir: Any) -> None:
+    cluster = Cluster(short_dir)
+    cluster.start()
+    try:
+        seen = Seen()
+        with FanoutClient(cluster.url(1)) as rooms, kind(seen, cluster.url(0)) as worker:
+            for room in range(12):
+                worker.subscribe(f"r{room}", "a")
+                worker.subscribe(f"r{room}", "b")
+            for number in range(5):
+                for room in range(12):
+                    rooms.send(f"r{room}", str(number))
+            seen.wait(120)
+            for room in range(12):
+                assert seen.of("a", f"r{room}") == [str(number) for number in range(5)]
+    finally:
+        cluster.stop()
+
+
+def test_goes_on_with_the_new_master(short_dir: Any) -> None:
+    sentinels = Sentinels(short_dir)
+    sentinels.start()
+    try:
+        seen = Seen()
+        with (
+            FanoutClient(sentinels.url) as rooms,
+            FanoutWorker(seen, sentinels.url, FanoutTerms(timeout=60)) as worker,
+        ):
+            worker.subscribe("r", "a")
+            rooms.send("r", "1")
+            wait_until(lambda: rooms.room_metrics("r").acknowledged == 1)
+            old = sentinels.master
+            client = old.client()
+            wait_until(lambda: client.wait(2, 1000) == 2)
+            port = sentinels.master_port
+            old.kill()
+            sentinels.await_failover(port)
+            rooms.send("r", "2")
+            seen.wait(2)
+            assert seen.of("a") == ["1", "2"]
+    finally:
+        sentinels.stop()
