@@ -32,6 +32,8 @@ TARGETS = (
     "strict",
     "retry",
     "bridge",
+    "node",
+    "lists",
 )
 # By their name alone, because they take longer and need root.
 ON_REQUEST = ("booted",)
