@@ -14,6 +14,7 @@ from wakeq.cli import main as cli
 from wakeq.cli import parser as cli_parser
 from wakeq.consumer.main import PROGRAM as CONSUMER
 from wakeq.delay.main import PROGRAM as DELAY
+from wakeq.fanout.main import PROGRAM as FANOUT
 from wakeq.leader.main import PROGRAM as LEADER
 from wakeq.node.main import PROGRAM as NODE
 from wakeq.service import Program, shown_default
@@ -61,7 +62,7 @@ class Command(NamedTuple):
 
 def programs() -> list[Command]:
     """Return everything that can be called."""
-    daemons = (BRIDGE, CONSUMER, DELAY, LEADER, NODE, TRIM, WAKEUP)
+    daemons = (BRIDGE, CONSUMER, DELAY, FANOUT, LEADER, NODE, TRIM, WAKEUP)
     return [_command(_parser()), *map(_daemon, daemons)]
 
 

@@ -66,7 +66,7 @@ def test_the_package_has_what_it_is_made_of(package: Path) -> None:
     for module in (path for path in modules if path.suffix in {".py", ".lua"}):
         name = module.relative_to(ROOT / "daemons")
         assert f"/lib/python3/dist-packages/{name}" in files
-    daemons = ("bridge", "consumer", "delay", "leader", "node", "trim", "wakeup")
+    daemons = ("bridge", "consumer", "delay", "fanout", "leader", "node", "trim", "wakeup")
     assert {"/usr/bin/wakeq", *(f"/usr/bin/wakeq-{name}" for name in daemons)} <= files
     assert run("dpkg-deb", "--info", package, "conffiles").split() == ["/etc/wakeq/wakeq.toml"]
 

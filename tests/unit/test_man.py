@@ -25,6 +25,7 @@ DAEMONS = [
     "wakeq-bridge",
     "wakeq-consumer",
     "wakeq-delay",
+    "wakeq-fanout",
     "wakeq-leader",
     "wakeq-node",
     "wakeq-trim",
@@ -100,7 +101,8 @@ def id_of(path: Path) -> str:
 
 def test_there_is_a_page_for_each_program_and_for_the_files() -> None:
     daemons = [f"{name}.8" for name in DAEMONS]
-    assert [page.name for page in PAGES] == [*daemons, "wakeq.1", "wakeq.7", "wakeq.toml.5"]
+    others = ["wakeq-fanout-protocol.7", "wakeq.1", "wakeq.7", "wakeq.toml.5"]
+    assert [page.name for page in PAGES] == sorted([*daemons, *others])
 
 
 def test_the_pages_are_up_to_date() -> None:
@@ -200,7 +202,7 @@ def test_the_settings_stand_in_their_sections() -> None:
     sections = {"THE TOP LEVEL OF WAKEQ.TOML": "top", "CONSUMERS": "consumer",
                 r"WAKEQ\-WAKEUP": "wakeup", r"WAKEQ\-TRIM": "trim",
                 r"WAKEQ\-DELAY": "delay", r"WAKEQ\-LEADER": "leader", "NODES": "node",
-                "BRIDGES": "bridge"}  # fmt: skip
+                "BRIDGES": "bridge", r"WAKEQ\-FANOUT": "fanout"}  # fmt: skip
     for section in text.split("\n.SH ")[1:]:
         table = sections.get(section.partition("\n")[0], "")
         found = re.findall(r"BEGIN setting (\S+) (\S+)", section)
@@ -231,7 +233,7 @@ def test_no_page_names_a_variable_that_there_is_not(page: Path) -> None:
 def test_the_exit_codes_are_those_that_there_are(page: Path) -> None:
     section = re.search(r"^\.SH EXIT CODES\n((?:(?!\.SH).*\n)+)", page.read_text(), re.MULTILINE)
     if section is None:
-        assert page.suffix == ".5"
+        assert page.suffix == ".5" or page.stem == "wakeq-fanout-protocol"
         return
     named = {int(code) for code in re.findall(r"^\.TP\n(\d+)", section[1], re.MULTILINE)}
     known = {value for name, value in vars(errors).items() if name.startswith("EX_")}
@@ -265,13 +267,15 @@ def test_the_keys_in_redis_are_those_that_there_are() -> None:
     made += [keys.bridge_line("C", "BRIDGE", "PROCESS"), keys.bridge_batch("S", "BRIDGE", "WORKER")]
     made += [keys.bridge_taken("L", "BRIDGE", "WORKER"), keys.bridge_takers("L", "BRIDGE")]
     made += [keys.enlisted("consumer:ids"), keys.BRIDGES]
-    made += [keys.crashes("S", "G"), keys.owner("S", "G"), keys.turn("S", "G")]
-    functions = [name for name, value in vars(keys).items() if callable(value) and name != "prefix"]
     made += [keys.taken("L", "PROCESS"), keys.taking("L", "PROCESS"), keys.takers("L")]
     made += [keys.suspects("L"), keys.errors("L", "NODE")]
+    made += [keys.crashes("S", "G"), keys.owner("S", "G"), keys.turn("S", "G")]
+    made += [keys.ROOMS, keys.BELL + "W", keys.worker_rooms("W")]
+    functions = [name for name, value in vars(keys).items() if callable(value) and name != "prefix"]
     functions.remove("bridge_group")  # the name of a group, no key
-    assert len(made) == len(functions) + 2
-    for key in made:
+    functions.remove("room")  # several keys
+    assert len(made) == len(functions) + 4
+    for key in (*made, *keys.room("R")):
         assert re.search(rf" {re.escape(key)}[,.]? ", text), key
     for key in (keys.lease("NODE", "S"), keys.vacancy("NODE", "S")):
         assert re.search(rf" {re.escape(key)}[,.]? ", text), key

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "packaging/rpm/wakeq.spec"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What an admin enables, in the order of the spec.
-ENABLED = "wakeq-wakeup.service wakeq-delay.service wakeq-trim.timer"
+ENABLED = "wakeq-wakeup.service wakeq-delay.service wakeq-fanout.socket wakeq-trim.timer"
+# What they start.
+STARTED = "wakeq-fanout.service wakeq-trim.service"
+RESTARTED = ENABLED.replace("wakeq-fanout.socket", "wakeq-fanout.service")
 SITE = "usr/lib/python3.12/site-packages"
 UNIT_FOLDER = "usr/lib/systemd/system"
 SYSTEMD_UNITS = [
@@ -261,8 +264,8 @@ def test_with_the_macros_of_fedora_those_are_used() -> None:
     for line in (
         *("REQUIRES", "WHEEL", "INSTALL", "SAVE -l wakeq", "CHECK"),
         f"POST {ENABLED} wakeq.target",
-        f"PREUN {ENABLED} wakeq-trim.service wakeq.target",
-        *("TMP wakeq.conf", f"POSTUN {ENABLED} $units"),
+        f"PREUN {ENABLED} {STARTED} wakeq.target",
+        *("TMP wakeq.conf", f"POSTUN {RESTARTED} $units"),
         "%files -f /made/by/save_files",
     ):
         assert line in lines, line
@@ -349,6 +352,7 @@ def test_an_upgrade_restarts_what_runs_and_no_socket(
     assert called(scripts, tmp_path, "POSTUN", 1)[1:] == [
         "systemctl set-property wakeq-wakeup.service Markers=+needs-restart",
         "systemctl set-property wakeq-delay.service Markers=+needs-restart",
+        "systemctl set-property wakeq-fanout.service Markers=+needs-restart",
         "systemctl set-property wakeq-trim.timer Markers=+needs-restart",
         "systemctl set-property wakeq-consumer@mail.service Markers=+needs-restart",
         "systemctl set-property wakeq-consumer@orders:2.service Markers=+needs-restart",
@@ -358,7 +362,7 @@ def test_an_upgrade_restarts_what_runs_and_no_socket(
 
 def test_removing_it_stops_and_disables_all(scripts: dict[str, str], tmp_path: Path) -> None:
     assert called(scripts, tmp_path, "PREUN", 0) == [
-        f"systemctl --no-reload disable --now --no-warn {ENABLED} wakeq-trim.service wakeq.target",
+        f"systemctl --no-reload disable --now --no-warn {ENABLED} {STARTED} wakeq.target",
         "systemctl --no-reload disable --no-warn wakeq-bridge@.service wakeq-consumer@.socket"
         " wakeq-leader@.service wakeq-node@.service",
         "systemctl stop wakeq-bridge@*.service wakeq-consumer@*.socket wakeq-consumer@*.service"
@@ -371,7 +375,7 @@ def test_in_an_image_that_is_not_booted_nothing_is_stopped(
 ) -> None:
     (tmp_path / "booted").rmdir()
     assert called(scripts, tmp_path, "PREUN", 0) == [
-        f"systemctl --no-reload disable --no-warn {ENABLED} wakeq-trim.service wakeq.target",
+        f"systemctl --no-reload disable --no-warn {ENABLED} {STARTED} wakeq.target",
         "systemctl --no-reload disable --no-warn wakeq-bridge@.service wakeq-consumer@.socket"
         " wakeq-leader@.service wakeq-node@.service",
     ]

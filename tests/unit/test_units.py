@@ -82,6 +82,7 @@ def test_a_misspelt_key_would_be_noticed(root: Path, file: str) -> None:
         ("wakeq-bridge@clicks.service", 20),
         ("wakeq-bridge@clicks:2.service", 20),
         ("wakeq-delay.service", 12),
+        ("wakeq-fanout.service", 12),
         ("wakeq-leader@nightly.service", 12),
         ("wakeq-node@clock.service", 20),
         ("wakeq-node@clock:2.service", 20),

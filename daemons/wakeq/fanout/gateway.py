@@ -1,0 +1,366 @@
+"""The rooms of wakeq-fanout: which connection is which client, and what is delivered to it.
+
+A gateway is a worker (see `rooms`) without handlers: what a desk hands out is written to the
+connection whose client it is for, and the acknowledgement comes over that. The worker's name is the
+process's own. If it dies, its clients have nobody who pings for them, and are timed out as others;
+whoever comes to another gateway with the same client id before that is given what is outstanding.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from wakeq.backoff import Backoff
+from wakeq.errors import RoomError, WakeqError
+from wakeq.fanout import protocol, rooms
+from wakeq.fanout.bell import Bell
+from wakeq.fanout.calling import call
+from wakeq.fanout.core import Core
+from wakeq.fanout.delivery import Ask, RoomMessage
+from wakeq.fanout.desk import Desk
+from wakeq.fanout.door import Door
+from wakeq.fanout.leaver import Leaver, Told
+from wakeq.fanout.link import NAME, Link
+from wakeq.fanout.office import FanoutTerms, Office
+from wakeq.fanout.peer import Peer
+from wakeq.fanout.records import Queued
+from wakeq.wakeup.loop import Loop, Timer
+
+# A repeated acknowledgement's answers to what its first sending has done.
+_DONE_BEFORE = {"doubled", "not-outstanding"}
+_AGAIN_SECONDS = 1.0
+
+
+class Gateway:
+    """Connects rooms with connections.
+
+    Args:
+        loop: what calls when there is something to do.
+        link: where Redis is asked.
+        door: where the connections are.
+        timeout: clients of a gateway that is gone are timed out after so many seconds.
+        queue_limit: a send to a room where so many messages wait is refused; 0: no limit.
+
+    Attributes:
+        on_trouble: called when Redis cannot be heard.
+        on_well: called when it can.
+        leaver: takes out of their rooms who has left.
+        delivered: how many messages were, one for each client.
+    """
+
+    def __init__(
+        self, loop: Loop, link: Link, door: Door, timeout: float, queue_limit: int
+    ) -> None:
+        self.on_trouble: Callable[[Exception], None]
+        self.on_well: Callable[[], None]
+        self.delivered = 0
+        self._loop = loop
+        self._link = link
+        self._door = door
+        self.core = Core(link, timeout, queue_limit)
+        terms = FanoutTerms(timeout=timeout, auto_ping=True, auto_ack=False)
+        self.office = Office(self.core, terms, reports=False)
+        self._members: dict[tuple[str, str], Peer] = {}
+        self._acks: dict[tuple[str, str, str], list[tuple[Peer, object]]] = {}
+        self.leaver = Leaver(link, self.office, self.leave)
+        self._bell = Bell(link.url, self.office.channel, NAME)
+        self._bell_fd = -1
+        self._backoff = Backoff(0.1, 5.0)
+        self._timer: Timer | None = None
+        self._event: tuple[Queued | None, bytes] = (None, b"")
+
+    # -- what Redis says by itself -----------------------------------------------------------
+
+    def listen(self) -> None:
+        """Hear of news from now on; Redis may come and go."""
+        try:
+            self._bell.connect()
+        except WakeqError as error:
+            self._deafened(error)
+            return
+        self._bell_fd = self._bell.fileno()
+        self._loop.watch(self._bell_fd, self._hear)
+        self._backoff.reset()
+        # Nothing rang while nobody listened.
+        self.office.doubt()
+        self._link.believe()
+        self.on_well()
+
+    def _hear(self) -> None:
+        try:
+            for payload in self._bell.receive():
+                self.office.touched.add(self.office.hear(payload).room)
+        except WakeqError as error:
+            self._deafened(error)
+
+    def _deafened(self, error: WakeqError) -> None:
+        self._loop.forget(self._bell_fd)
+        self._bell.close()
+        self._loop.after(self._backoff.next(), self.listen)
+        self.on_trouble(error)
+
+    def turn(self) -> None:
+        """Do what there is to do, at the end of each turn of the loop."""
+        office = self.office
+        if office.pause <= 0:
+            self._tick()
+        self.leaver.send()
+        while office.touched:
+            touched, office.touched = office.touched, set()
+            for room in touched:
+                self._serve(room)
+        pause = office.pause
+        if self._timer is None or self._timer.callback is None:
+            self._wake_in(pause)
+        elif self._timer.when - time.monotonic() > pause + 0.001:
+            self._timer.cancel()
+            self._wake_in(pause)
+
+    def _wake_in(self, seconds: float) -> None:
+        self._timer = self._loop.after(seconds, self._woken)
+
+    def _woken(self) -> None:
+        self._timer = None
+
+    def _tick(self) -> None:
+        while due := self.office.due_pings():
+            for desk, request in due:
+                self._link.run(call(self._link, request, tries=1), partial(self._pinged, desk))
+        self.office.run_timers()
+
+    def _pinged(self, desk: Desk, reply: Any, error: Exception | None) -> None:
+        if error is None:
+            self.office.take_ping(desk, reply)
+
+    # -- what a desk wants done --------------------------------------------------------------
+
+    def _serve(self, room: str) -> None:
+        desk = self.office.desks.get(room)
+        if desk is None:
+            return
+        while not desk.is_served and (step := desk.next_step()) is not None:
+            if isinstance(step, RoomMessage):
+                self._deliver(step)
+            else:
+                desk.is_served = True
+                self._ask(desk, step)
+        while not desk.is_read and not self._is_held_up(desk):
+            step = desk.next_read()
+            if isinstance(step, RoomMessage):
+                self._deliver(step)
+                desk.finish(step)
+            elif step is not None:
+                desk.is_read = True
+                self._ask(desk, step)
+            else:
+                break
+        if desk.ejected:
+            self._tell_ejected(desk)
+        if not self.leaver.is_about(room):
+            self.office.forget(desk)
+
+    def _is_held_up(self, desk: Desk) -> bool:
+        """Tell whether to read no more for now: a client there has not taken what was read."""
+        if not self._door.behind:
+            return False
+        return any(desk.room in peer.rooms for peer in self._door.behind)
+
+    def resume(self, peer: Peer) -> None:
+        """Go on with the rooms of a connection that is not behind any more."""
+        self.office.touched |= peer.rooms.keys()
+
+    def _ask(self, desk: Desk, ask: Ask) -> None:
+        request = self.office.request(desk, ask)
+
+        def done(reply: Any, error: Exception | None) -> None:
+            if ask.what == "read":
+                desk.is_read = False
+            else:
+                desk.is_served = False
+            if error is not None:
+                self.on_trouble(error)
+                self.office.after(_AGAIN_SECONDS, desk, partial(desk.put_back, ask))
+            elif ask.what == "ack":
+                self._answer_acks(desk, ask, desk.take_ack(ask, reply), request.repeated)
+            else:
+                self.office.take(desk, ask, request, reply)
+            self.office.touched.add(desk.room)
+
+        self._link.run(call(self._link, request), done)
+
+    def _deliver(self, message: RoomMessage) -> None:
+        peer = self._members.get((message.room, message.client))
+        if peer is None:
+            self.leave(message.room, message.client)
+            return
+        if self._event[0] is not message.message:
+            line = protocol.delivery(message.room, message.message, message.oob)
+            self._event = message.message, line
+        self.delivered += 1
+        self._door.put(peer, self._event[1])
+
+    # -- acknowledgements --------------------------------------------------------------------
+
+    def acknowledge(self, peer: Peer, room: str, message_id: str, ref: object) -> bool:
+        """Have what a client has in hand acknowledged, and answered; False: it has not that."""
+        client = peer.rooms[room]
+        desk = self.office.desks.get(room)
+        seat = desk.seats.get(client) if desk else None
+        if desk is None or seat is None or seat.in_hand != message_id:
+            return False
+        peer.acks += 1
+        self._acks.setdefault((room, client, message_id), []).append((peer, ref))
+        desk.acknowledge(client, message_id)
+        self.office.touched.add(room)
+        return True
+
+    def hear(self, room: str, reply: Any) -> None:
+        """Take the figures in the reply to an acknowledgement that a desk did not ask for."""
+        _, version, begun, logged, timeouts, *_ = reply
+        self.office.desk(room).hear(begun, logged, timeouts, version)
+
+    def _answer_acks(
+        self, desk: Desk, ask: Ask, failed: list[tuple[str, str]], repeated: bool
+    ) -> None:
+        # Of several by one client, the first one counts.
+        errors: dict[str, list[RoomError]] = {}
+        for client, code in failed:
+            error = rooms.refused(desk.room, [client.encode(), code.encode()])
+            if error is not None and not (repeated and code in _DONE_BEFORE):
+                errors.setdefault(client, []).append(error)
+        for client in dict.fromkeys(ask.clients):
+            waiting = self._acks.pop((desk.room, client, ask.message_id), [])
+            wrong = errors.get(client, [])
+            good = len(waiting) - len(wrong)
+            for index, (peer, ref) in enumerate(waiting):
+                peer.acks -= 1
+                if index < good:
+                    self._door.put(peer, protocol.granted(ref))
+                else:
+                    error = wrong[index - good]
+                    self._door.put(peer, protocol.refused(ref, error.code, str(error)))
+
+    # -- joining and leaving -----------------------------------------------------------------
+
+    def join(
+        self, peer: Peer, room: str, client: str, mode: str, backlog: str,
+        done: Callable[[Exception | None], None],
+    ) -> None:  # fmt: skip
+        """Make a connection a client of a room; it is told when that is done, or why not."""
+        here = (room, client)
+        desk = self.office.desk(room)
+        other = self._members.get(here)
+        if other is not None and other is not peer:
+            self._eject(other, room, "taken-over")
+            desk.begin_leave(client)  # what it had in hand is given out again
+        self._members[here] = peer
+        peer.rooms[room] = client
+        peer.gone.pop(room, None)
+
+        def joined(reply: Any, error: Exception | None) -> None:
+            desk = self.office.desk(room)
+            if self._members.get(here) is not peer:
+                self.leave(room, client)  # it has hung up meanwhile, or another one has come
+            elif error is not None:
+                self._forget(peer, room)
+                self.leave(room, client)  # the reply may have been lost
+            else:
+                desk.take_joined(client, mode, reply)
+                if client not in desk.seats:
+                    desk.end_leave(client)
+            done(error)
+
+        steps = self.core.subscribe(room, client, self.office.name, mode, backlog, index=False)
+        self._link.run(steps, joined)
+
+    def expect(self, peer: Peer, room: str, timeout: float | None) -> None:
+        """Have a connection taken out of a room when it has been silent for so many seconds."""
+        peer.patience.pop(room, None)
+        if timeout is not None and room in peer.rooms:
+            peer.patience[room] = timeout
+            self._loop.after(timeout, lambda: self._see_whether_silent(peer, room, timeout))
+
+    def _see_whether_silent(self, peer: Peer, room: str, timeout: float) -> None:
+        if peer.patience.get(room) != timeout:
+            return
+        rest = peer.heard_at + timeout - time.monotonic()
+        if rest > 0:
+            self._loop.after(rest, lambda: self._see_whether_silent(peer, room, timeout))
+        else:
+            client = peer.rooms[room]
+            self._eject(peer, room, "timed-out")
+            self.leave(room, client)
+
+    def leave(self, room: str, client: str, told: Told | None = None) -> None:
+        """Take a client out of a room, unless it has come back."""
+        if (room, client) not in self._members:
+            self.leaver.leave(room, client, told)
+
+    def unsubscribe(self, peer: Peer, room: str, told: Told) -> None:
+        """Let a connection leave a room."""
+        client = peer.rooms[room]
+        self._forget(peer, room)
+        self.leave(room, client, told)
+
+    def part(self, peer: Peer) -> None:
+        """Let a connection leave all rooms."""
+        for room in list(peer.rooms):
+            client = peer.rooms[room]
+            self._forget(peer, room)
+            self.leave(room, client)
+
+    def _forget(self, peer: Peer, room: str) -> None:
+        client = peer.rooms.pop(room)
+        peer.patience.pop(room, None)
+        if self._members.get((room, client)) is peer:
+            del self._members[room, client]
+
+    @property
+    def clients(self) -> int:
+        """How many clients its connections are, in all rooms together."""
+        return len(self._members)
+
+    @property
+    def has_work(self) -> bool:
+        """Tell whether `turn` has something to do at once."""
+        return bool(self.office.touched or self.leaver.has_work)
+
+    def eject(self, peer: Peer, reason: str) -> None:
+        """Take a connection out of all rooms, and tell it instead of what it has not read."""
+        peer.drop_unsent()
+        peer.moved_at = time.monotonic()  # it may read this now
+        for room, client in list(peer.rooms.items()):
+            self._eject(peer, room, reason)
+            self.leave(room, client)
+
+    def _eject(self, peer: Peer, room: str, reason: str) -> None:
+        self._forget(peer, room)
+        peer.gone[room] = reason
+        self._door.put_always(peer, protocol.ejection(room, reason))
+
+    def _tell_ejected(self, desk: Desk) -> None:
+        ejected, desk.ejected = desk.ejected, []
+        for client, reason in ejected:
+            if reason:
+                self._ejected(desk.room, client, reason)
+            else:
+                # It may have come back meanwhile; then Redis has nothing against it.
+                request = self.office.rooms.ping(desk.room, [client])
+                then = partial(self._found_out, desk.room, client)
+                self._link.run(call(self._link, request), then)
+
+    def _found_out(self, room: str, client: str, reply: Any, error: Exception | None) -> None:
+        if error is not None:
+            self._ejected(room, client, "not-subscribed")
+        elif reply[0]:
+            self._ejected(room, client, reply[0][1].decode())
+
+    def _ejected(self, room: str, client: str, reason: str) -> None:
+        if (peer := self._members.get((room, client))) is not None:
+            self._eject(peer, room, reason)
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._loop.forget(self._bell_fd)
+        self._bell.close()
