@@ -34,6 +34,7 @@ TARGETS = (
     "bridge",
     "node",
     "lists",
+    "rooms",
 )
 # By their name alone, because they take longer and need root.
 ON_REQUEST = ("booted",)

@@ -55,7 +55,7 @@ class Desk:
         self._told_done: int | None = None
         self._todo: deque[RoomMessage] = deque()
         self._log_todo: deque[tuple[int, RoomMessage]] = deque()
-        self._acks: dict[str, list[str]] = {}
+        self._acks: dict[str, dict[str, None]] = {}  # the clients of each id, in order
         self._acks_since = 0.0
         self._reasons: dict[str, str] = {}
         self._leaving: set[str] = set()
@@ -88,13 +88,11 @@ class Desk:
         """Return what to do next for the rounds."""
         waited = self._acks and time.monotonic() - self._acks_since >= _LATE_SECONDS
         if self._acks and (waited or not self._todo):
-            message_id, clients = next(iter(self._acks.items()))
-            some, rest = clients[:CLIENTS_MOST], clients[CLIENTS_MOST:]
-            if rest:
-                self._acks[message_id] = rest
-            else:
-                del self._acks[message_id]
-            return Ask("ack", message_id, some)
+            message_id = next(iter(self._acks))
+            clients = list(self._acks.pop(message_id))
+            if rest := clients[CLIENTS_MOST:]:
+                self._acks[message_id] = dict.fromkeys(rest)
+            return Ask("ack", message_id, clients[:CLIENTS_MOST])
         if self._todo:
             return self._todo.popleft()
         if self._wants_look:
@@ -254,7 +252,8 @@ class Desk:
     def put_back(self, ask: Ask) -> None:
         """Ask that again: there was no reply."""
         if ask.what == "ack":
-            self._acks[ask.message_id] = [*ask.clients, *self._acks.get(ask.message_id, [])]
+            later = self._acks.get(ask.message_id, {})
+            self._acks[ask.message_id] = dict.fromkeys([*ask.clients, *later])
         else:
             self.doubt()
 
@@ -277,7 +276,8 @@ class Desk:
             self._tally.missed += max(0, logged - read) * len(self.seats)
             read = max(read, logged)
         self._read, self._logged = read, logged
-        self._wants_read = read < logged
+        # It may have rung since that was asked.
+        self._wants_read = self._wants_read or read < logged
         if not self._log_todo:
             self._done = read
         if not entries:
@@ -317,7 +317,7 @@ class Desk:
         """Have an acknowledgement sent."""
         if not self._acks:
             self._acks_since = time.monotonic()
-        self._acks.setdefault(message_id, []).append(client)
+        self._acks.setdefault(message_id, {})[client] = None
 
     def finish(self, message: RoomMessage) -> None:
         """Have one of the log done, whatever became of it."""

@@ -144,8 +144,8 @@ def read_message(raw: bytes, priority: bytes | None = None) -> Queued:
     Raises:
         ValueError: it is none.
     """
-    end = 21 + int(raw[16:21])
-    if not raw[:16].isdigit() or len(raw) < end:
+    end = 21 + int(raw[16:21]) if raw[:21].isdigit() else 0
+    if not 21 <= end <= len(raw):
         raise ValueError(f"no message of a room: {raw[:40]!r}")
     rank = None if priority is None else int(float(priority))
     return Queued(raw[:16].decode(), raw[end:], raw[21:end].decode(), rank)

@@ -1,0 +1,261 @@
+"""What a worker's process decides about one room, told replies in orders that are rare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wakeq.fanout.delivery import Ask, RoomMessage
+from wakeq.fanout.desk import Desk
+from wakeq.fanout.records import read_message
+from wakeq.fanout.rooms import Rooms, encode, failures, refused
+from wakeq.fanout.tally import Tally
+
+NOW = 1_700_000_000_000_000
+V = 7  # version of the list of clients
+
+
+def raw(number: int, data: bytes = b"x", producer: bytes = b"") -> bytes:
+    """Return a message as Redis holds it; it was sent so many µs before now."""
+    return b"%d%05d%b%b" % (NOW - 1000 + number, len(producer), producer, data)
+
+
+def look(rounds: int = 0, message: Any = None, waiting: Any = (), members: Any = (),
+         version: int = V, logged: int = 0, elsewhere: int = 0) -> list[Any]:  # fmt: skip
+    """Return a reply of room_look.lua."""
+    rows = [part for name in members for part in (name, b"sync", 0, 0)]
+    return [elsewhere, version, rows, rounds, message, list(waiting), logged, 0, [], -1, NOW]
+
+
+def acked(version: int = V, rounds: int = 1, message: Any = None, failed: Any = ()) -> list[Any]:
+    """Return a reply of room_acknowledge.lua."""
+    return [list(failed), version, rounds, 0, 0, message, NOW]
+
+
+def read(logged: int, after: int = 0, *entries: Any) -> list[Any]:
+    """Return a reply of room_read.lua."""
+    return [logged, NOW, after, list(entries)]
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """A desk with the clients a and b, and nothing to do."""
+    desk = Desk("r", Tally(), reports=False)
+    desk.take_look(next_ask(desk), look(members=[b"a", b"b"]))
+    assert desk.next_read() == Ask("read")
+    desk.take_read(read(0))
+    assert not desk.has_step
+    assert not desk.has_read
+    return desk
+
+
+def next_ask(desk: Desk) -> Ask:
+    step = desk.next_step()
+    assert isinstance(step, Ask)
+    return step
+
+
+def handed_out(desk: Desk) -> list[RoomMessage]:
+    """Return what is to be handed out now."""
+    found: list[RoomMessage] = []
+    while desk.has_step:
+        step = desk.next_step()
+        if not isinstance(step, RoomMessage):
+            break
+        found.append(step)
+    return found
+
+
+def begin_round(desk: Desk, rounds: int = 1) -> list[RoomMessage]:
+    desk.hear(rounds, 0, 0, V)
+    desk.take_look(next_ask(desk), look(rounds, raw(rounds), [b"a", b"b"]))
+    return handed_out(desk)
+
+
+def test_a_ring_while_the_log_is_read_is_not_forgotten(desk: Desk) -> None:
+    desk.hear(0, 1, 0, V)
+    assert desk.next_read() == Ask("read")
+    desk.hear(0, 2, 0, V)
+    desk.take_read(read(1, 0, 1, 0, raw(1)))
+    for _ in "ab":
+        step = desk.next_read()
+        assert isinstance(step, RoomMessage)
+        desk.finish(step)
+    assert desk.next_read() == Ask("read")
+    assert desk.read_from == (1, 1)
+
+
+def test_a_ring_while_a_look_is_under_way_is_not_forgotten(desk: Desk) -> None:
+    desk.hear(1, 0, 0, V)
+    ask = next_ask(desk)
+    desk.hear(2, 0, 0, V)
+    desk.take_look(ask, look(1))
+    assert next_ask(desk).what == "look"
+
+
+def test_a_message_is_handed_out_once_however_often_it_is_seen(desk: Desk) -> None:
+    assert [message.client for message in begin_round(desk)] == ["a", "b"]
+    desk.doubt_look()
+    desk.take_look(next_ask(desk), look(1, raw(1), [b"a", b"b"]))
+    assert handed_out(desk) == []
+
+
+def test_what_redis_has_forgotten_is_acknowledged_again(desk: Desk) -> None:
+    for message in begin_round(desk):
+        desk.acknowledge(message.client, message.id)
+    ask = next_ask(desk)
+    assert (ask.what, ask.clients) == ("ack", ["a", "b"])
+    desk.take_ack(ask, acked())
+    desk.doubt_look()
+    desk.take_look(next_ask(desk), look(1, raw(1), [b"a"]))  # a replica that lacks it
+    ask = next_ask(desk)
+    assert (ask.what, ask.clients) == ("ack", ["a"])
+    assert ask.message_id == read_message(raw(1)).id
+
+
+def test_the_reply_to_the_last_acknowledgement_carries_the_next_message(desk: Desk) -> None:
+    first, second = begin_round(desk)
+    desk.acknowledge(first.client, first.id)
+    desk.take_ack(next_ask(desk), acked())
+    desk.acknowledge(second.client, second.id)
+    desk.take_ack(next_ask(desk), acked(rounds=2, message=raw(2)))
+    assert [message.client for message in handed_out(desk)] == ["a", "b"]
+    assert not desk.has_step
+
+
+def test_who_joined_during_a_round_is_not_given_it(desk: Desk) -> None:
+    messages = begin_round(desk)
+    desk.take_joined("c", "sync", [0, V + 1, 0, 1])
+    for message in messages:
+        desk.acknowledge(message.client, message.id)
+    desk.take_ack(next_ask(desk), acked(V + 1, 1, raw(1)))
+    assert "c" not in {message.client for message in handed_out(desk)}
+    desk.take_ack(Ask("ack", "0" * 16, ()), acked(V + 1, 2, raw(2)))
+    assert "c" in {message.client for message in handed_out(desk)}
+
+
+def test_a_look_from_before_somebody_joined_here_removes_nobody(desk: Desk) -> None:
+    desk.doubt_look()
+    ask = next_ask(desk)
+    desk.take_joined("c", "sync", [0, V + 1, 0, 0])
+    desk.take_look(ask, look(version=V - 1, members=[b"a"]))
+    assert set(desk.seats) == {"a", "b", "c"}
+    assert desk.ejected == []
+    assert next_ask(desk).what == "look"
+
+
+def test_a_look_from_before_somebody_left_here_brings_nobody_back(desk: Desk) -> None:
+    desk.begin_leave("a")
+    desk.doubt_look()
+    ask = next_ask(desk)
+    desk.take_look(ask, look(1, raw(1), [b"a", b"b"], [b"a", b"b"], version=V + 1))
+    assert [message.client for message in handed_out(desk)] == ["b"]
+    desk.end_leave("a")
+    desk.take_look(next_ask(desk), look(1, raw(1), [b"b"], [b"b"], version=V + 2))
+    assert (set(desk.seats), desk.ejected) == ({"b"}, [])
+
+
+def test_who_is_missing_was_ejected_for_the_reason_that_is_known(desk: Desk) -> None:
+    desk.take_failures([b"a", b"timed-out"])
+    desk.take_look(next_ask(desk), look(members=[], version=V + 1))
+    assert sorted(desk.ejected) == [("a", "timed-out"), ("b", "")]
+
+
+def test_begins_nothing_that_another_process_has(desk: Desk) -> None:
+    desk.hear(1, 0, 0, V)
+    desk.take_look(next_ask(desk), look(1, raw(1), [b"a", b"b"]))
+    desk.hear(1, 0, 0, -1)
+    assert next_ask(desk).what == "look"  # and nothing is handed out before
+    desk.take_look(Ask("look"), look(elsewhere=2000))
+    assert (desk.is_ours, desk.check_in) == (False, pytest.approx(2.0, abs=0.1))
+    desk.hear(2, 1, 0, V + 1)
+    assert not desk.has_step
+    assert not desk.has_read
+    desk.hear(2, 1, 0, V + 1, is_free=True)
+    desk.take_look(next_ask(desk), look(1, raw(1), [b"a"], [b"a"], version=V + 1))
+    assert [message.client for message in handed_out(desk)] == ["a"]
+
+
+def test_what_got_no_reply_is_asked_again(desk: Desk) -> None:
+    for message in begin_round(desk):
+        desk.acknowledge(message.client, message.id)
+    ask = next_ask(desk)
+    desk.put_back(ask)
+    again = next_ask(desk)
+    assert (again.message_id, again.clients) == (ask.message_id, ask.clients)
+
+
+def test_a_failed_message_is_not_handed_out_again_to_who_has_left(desk: Desk) -> None:
+    first, second = begin_round(desk)
+    desk.fail(first, 1.0)
+    desk.fail(second, None)
+    assert desk.retries[0][1] == 1.0
+    desk.begin_leave("a")
+    for message, _ in desk.retries:
+        desk.again(message)
+    (message,) = handed_out(desk)
+    assert (message.client, message.attempt) == ("b", 2)
+
+
+def test_what_was_removed_from_the_log_is_counted_as_missed(desk: Desk) -> None:
+    tally = desk._tally
+    desk.hear(0, 10, 0, V)
+    desk.next_read()
+    desk.take_read(read(10, 0, 8, 0, raw(8)))
+    assert tally.missed == 7 * 2
+    while isinstance(step := desk.next_read(), RoomMessage):
+        desk.finish(step)
+    desk.take_read(read(10, 0))
+    assert tally.missed == 9 * 2
+
+
+def test_garbage_is_counted_and_passed_over(desk: Desk) -> None:
+    desk.hear(1, 1, 0, V)
+    desk.take_look(next_ask(desk), look(1, b"garbage", [b"a"]))
+    desk.next_read()
+    desk.take_read(read(1, 0, 1, 0, b"\xff" * 30))
+    assert desk._tally.invalid == 2
+    assert desk._tally.received == 0
+    assert not desk.has_step
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(b"\0\xff", b"\0\xff"), ("ü", "ü".encode()), ({"a": [1, "ü"]}, '{"a":[1,"ü"]}'.encode()),
+     (None, b"null"), (memoryview(b"m"), b"m")],
+)  # fmt: skip
+def test_data_is_sent_as_it_is_or_as_json(data: object, expected: bytes) -> None:
+    assert encode(data) == expected
+
+
+def test_data_that_is_no_json_is_an_error() -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        encode(object())
+
+
+def test_a_message_is_read_as_room_lua_packs_it() -> None:
+    found = read_message(raw(0, b"\0data", "prödücer::".encode()), b"-5")
+    assert (found.data, found.producer, found.priority) == (b"\0data", "prödücer::", -5)
+    for garbage in (b"", b"1" * 20, raw(0)[:20] + b"9" + b"x", b"x" * 16 + b"00000"):
+        with pytest.raises(ValueError, match="no message"):
+            read_message(garbage)
+
+
+def test_an_error_names_client_room_and_code() -> None:
+    error = refused("r", [b"a", b"timed-out", b"b", b"doubled"])
+    assert error is not None
+    assert (error.code, error.failed) == ("timed-out", {"a": "timed-out", "b": "doubled"})
+    assert "client a of room r was timed out" in str(error)
+    assert refused("r", []) is None
+    assert list(failures([b"a", b"doubled"])) == [("a", "doubled")]
+
+
+def test_a_script_is_sent_whole_once_and_again_when_it_is_missing() -> None:
+    rooms = Rooms()
+    assert rooms.state("r", False).command[0] == b"EVAL"
+    request = rooms.state("r", False)
+    assert request.command[0] == b"EVALSHA"
+    assert request.send_whole()
+    assert request.command[0] == b"EVAL"
+    assert not request.send_whole()
