@@ -120,3 +120,17 @@ def test_the_dead_letters_of_a_bridge_can_be_listed_and_purged(
     assert "ValueError: no" in listed.out
     assert wakeq.run("dead", "purge", STREAM, "--group", group, "--all", "--yes").code == 0
     assert host.dead() == []
+
+
+def test_check_reads_the_files_of_bridges(wakeq: Wakeq) -> None:
+    folder = wakeq.etc / "bridges"
+    folder.mkdir()
+    (folder / "clicks.toml").write_text('channel = "news"\n')
+    (folder / "typo.toml").write_text('chanel = "news"\n')
+    (folder / "gone.toml").write_text('list = "jobs"\nexec = ["/nowhere/program"]\n')
+    result = wakeq.run("check", "--json")
+    assert result.code == 78
+    found = {finding["about"]: finding for finding in result.json()}
+    assert found["bridge clicks"]["text"] == f"channel news, stream {STREAM}"
+    assert "did you mean 'channel'?" in found["bridge typo"]["text"]
+    assert found["bridge gone"]["text"] == "exec: there is no program /nowhere/program"

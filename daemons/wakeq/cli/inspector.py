@@ -10,16 +10,17 @@ from importlib.machinery import PathFinder
 from typing import NamedTuple
 
 from wakeq import keys
+from wakeq.bridge.channel import describe
 from wakeq.cli import streams
 from wakeq.cli.session import Session
-from wakeq.config import Consumer
+from wakeq.config import Consumer, Node
 from wakeq.errors import EX_CONFIG, ConfigError, UnavailableError, WakeqError
 
 _IMPORT_SECONDS = 60.0
 # Says what the consumer would say; in the interpreter that the consumer would use.
 _IMPORT = """\
 import sys
-from wakeq.config import Consumer
+from wakeq.config import Consumer, Node
 from wakeq.consumer.handler import load
 from wakeq.errors import ConfigError
 settings = Consumer()
@@ -62,14 +63,20 @@ class Inspector:
         try:
             sockets = self._session.sockets()
             found = sorted({*self._session.configured(), *sockets})
+            bridges = self._session.configured("bridges")
+            nodes = self._session.configured("nodes")
         except WakeqError as error:
             yield self._error("consumers", str(error))
             return
-        if not found and not names:
+        if not (found or names or bridges or nodes):
             folder = os.path.join(self._session.config.place.config_dir, "consumers")
             yield Finding("warning", "consumers", f"there is no file {folder}/NAME.toml yet")
         for name in names or found:
             yield from self._consumer(name, sockets)
+        for name in [] if names else bridges:
+            yield self._bridge(name)
+        for name in [] if names else nodes:
+            yield self._node(name)
         yield from self._units(names or found)
 
     def _error(self, about: str, text: str, code: int = EX_CONFIG) -> Finding:
@@ -128,7 +135,33 @@ class Inspector:
         yield Finding("ok", about, f"stream {settings.stream}, group {settings.group}, {what}")
         yield self._socket(name, about, sockets)
 
-    def _program(self, settings: Consumer, name: str) -> str:
+    def _bridge(self, name: str) -> Finding:
+        try:
+            settings = self._session.config.bridge(name)
+            if settings.exec_:
+                _must_be_executable(settings.exec_[0], "exec")
+        except WakeqError as error:
+            return self._error(f"bridge {name}", str(error))
+        return Finding("ok", f"bridge {name}", f"{describe(settings)}, stream {settings.stream}")
+
+    def _node(self, name: str) -> Finding:
+        from wakeq.node.timetable import Timetable
+
+        about = f"node {name}"
+        try:
+            settings = self._session.config.node(name)
+            Timetable(settings)
+            does = "without a handler"
+            if settings.handler or settings.exec_:
+                does = self._program(settings, name)
+            if settings.generate_exec:
+                _must_be_executable(settings.generate_exec[0], "generate_exec")
+        except WakeqError as error:
+            return self._error(about, str(error))
+        where = f"list {settings.list_}" if settings.list_ else f"stream {settings.stream}"
+        return Finding("ok", about, f"{where}, {does}")
+
+    def _program(self, settings: Consumer | Node, name: str) -> str:
         """Return what runs for each message.
 
         Raises:
@@ -145,7 +178,7 @@ class Inspector:
             _must_be_found(settings)
         return f"handler {settings.handler}"
 
-    def _import(self, settings: Consumer, name: str) -> None:
+    def _import(self, settings: Consumer | Node, name: str) -> None:
         source = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
         path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
         command = [settings.python or sys.executable, "-c", _IMPORT, name, settings.handler]
@@ -221,7 +254,7 @@ def _must_be_executable(path: str, key: str) -> None:
         raise ConfigError(f"{key}: {path} is not executable; chmod +x {path}")
 
 
-def _must_be_found(settings: Consumer) -> None:
+def _must_be_found(settings: Consumer | Node) -> None:
     """Look for a handler's module without running any of its code."""
     module, colon, attribute = settings.handler.rpartition(":")
     what = f"handler {settings.handler!r}"

@@ -122,13 +122,13 @@ class Session:
             if name.endswith(".sock")
         }
 
-    def configured(self) -> list[str]:
-        """Return the names of the consumers that have a configuration file.
+    def configured(self, kind: str = "consumers") -> list[str]:
+        """Return the names of the consumers, or bridges, that have a configuration file.
 
         Raises:
             RefusedError: the folder may not be read.
         """
-        names = _listed(os.path.join(self.config.place.config_dir, "consumers"))
+        names = _listed(os.path.join(self.config.place.config_dir, kind))
         hidden = (".", "_")
         return [
             name.removesuffix(".toml")
