@@ -98,6 +98,18 @@ def test_suspects_are_begun_alone_and_redis_is_told_before() -> None:
     assert lanes.take_back() == [behind]
 
 
+def test_a_suspect_that_its_lane_has_turned_back_is_begun_again() -> None:
+    hand, channel = Hand("jobs"), Channel()
+    lanes = make_lanes(Handler(print), 2, keyed=False)
+    line = Line(hand, lanes, 3)
+    suspect = hand.take(1, b"a", 2)
+    for _ in range(2):
+        line.put([suspect])
+        line.move(channel, "taken")  # type: ignore[arg-type]
+        channel.asked.pop()[1](1)
+        assert lanes.take_back() == [suspect]
+
+
 def test_what_was_alone_when_too_many_died_is_not_begun() -> None:
     hand = Hand("jobs")
     lanes = make_lanes(Handler(print), 2, keyed=False)

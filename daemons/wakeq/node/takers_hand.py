@@ -160,6 +160,8 @@ class Line:
                 self.on_crashed([message], Crashed(error))
             else:
                 kept.append(message)
+        if self._alone in kept:
+            self._alone = None  # its lane has turned it back
         is_free = not self._waiting and self._alone is None
         if is_free and all(message.deliveries < self._suspect for message in kept):
             self._lanes.put(kept)
