@@ -208,8 +208,8 @@ class Config:
         ):  # fmt: skip
             self._choose(section, pair, values, path)
         self._overlay(section)
-        if section.python and not section.handler:
-            raise ConfigError(f"{path}: python is for a handler, and there is none")
+        if section.python and not (section.handler or section.generate):
+            raise ConfigError(f"{path}: python is for a handler or generate, and there is neither")
         if section.error_list and not section.list_:
             raise ConfigError(f"{path}: error_list is for a list, a stream has dead letters")
         if not section.list_:

@@ -128,8 +128,8 @@ class Node(Section):
     handler = text("what to call for each message: package.module:callable or /a/file.py:callable",
                    "")  # fmt: skip
     exec_ = command("what to run for each message instead: a program with its arguments")
-    python = text("run the handler with this interpreter, of the application's own environment",
-                  "", "FILE")  # fmt: skip
+    python = text("run handler and generate with this interpreter, of the application's own"
+                  " environment", "", "FILE")  # fmt: skip
     workers = integer("how many messages are handled at once", 100, low=1, high=1000)
     timeout = duration("a message that takes longer has failed (0: no limit)", 0.0,
                        low=0.001, off=True)  # fmt: skip

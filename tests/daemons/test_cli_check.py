@@ -105,6 +105,21 @@ def test_finds_what_is_wrong_with_a_consumer(wakeq: Wakeq, text: str, complaint:
     assert level(result, complaint) == "error"
 
 
+def test_looks_at_nodes(wakeq: Wakeq) -> None:
+    folder = wakeq.etc / "nodes"
+    folder.mkdir()
+    (folder / "clock.toml").write_text('list = "queue"\nexec = ["/bin/true"]\n')
+    (folder / "quiet.toml").write_text("")
+    (folder / "late.toml").write_text('calendar = "tomorrowish"\n')
+    (folder / "lame.toml").write_text('handler = "nowhere:nothing"\n')
+    result = wakeq.run("check")
+    assert result.code == 78
+    assert level(result, "node clock: list queue, program /bin/true") == "ok"
+    assert level(result, "node quiet: stream quiet, without a handler") == "ok"
+    assert level(result, "node late: calendar: must be a calendar time") == "error"
+    assert level(result, "node lame: handler 'nowhere:nothing': ") == "error"
+
+
 def test_finds_a_socket_that_is_none(wakeq: Wakeq) -> None:
     wakeq.configure("orders", 'exec = ["/bin/true"]\n')
     wakeq.socket_path("orders").touch()

@@ -238,7 +238,7 @@ def test_calendar_takes_an_interval_from_a_lower_place_back(etc: Path, nodes: Pa
         ("handler = 'm:f'\nexec = ['/bin/true']", "has both handler and exec"),
         ("interval = 1\ncalendar = 'hourly'", "has both interval and calendar"),
         ("generate = 'm:f'\ngenerate_exec = ['/bin/date']", "has both generate and generate_exec"),
-        ("python = '/usr/bin/python3'", "python is for a handler, and there is none"),
+        ("python = '/usr/bin/python3'", "python is for a handler or generate"),
         ("error_list = 'e'", "error_list is for a list, a stream has dead letters"),
         ("workers = 0", "workers must be 1 to 1000, not 0"),
         ("lease = '500ms'", "lease must be at least 1s"),

@@ -59,13 +59,13 @@ class Handler:
         self.stop = stop
 
 
-def load(settings: Consumer, name: str) -> Handler:
-    """Return the handler that a consumer's settings name.
+def load(settings: Consumer, name: str, kind: str = "consumer") -> Handler:
+    """Return the handler that the settings of a consumer, or of another kind, name.
 
     Raises:
         ConfigError: it cannot be imported, is not callable, or the program does not exist.
     """
-    where = f"consumer {name}"
+    where = f"{kind} {name}"
     if settings.exec_:
         from wakeq.consumer.program import Runner
 

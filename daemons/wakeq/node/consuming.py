@@ -37,9 +37,9 @@ def _consume(process: Service, wake: WakeSocket) -> int | None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     node = process.config.node(process.name)
-    interpreter.switch(node.python, wake, "wakeq.node.consuming")
+    interpreter.switch(node.python if node.handler else "", wake, "wakeq.node.consuming")
     settings = consumer_settings(node)
-    handler = load(settings, process.name)
+    handler = load(settings, process.name, "node")
     interpreter.calm_garbage_collection()
     number = 1
     while True:

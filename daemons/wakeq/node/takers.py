@@ -36,7 +36,7 @@ def _take(process: Service, wake: WakeSocket) -> int:
     journal.open_log()
     settings = consumer_settings(node)
     settings.stream = node.list_  # what programs find in WAKEQ_STREAM
-    handler = load(settings, process.name)
+    handler = load(settings, process.name, "node")
     interpreter.calm_garbage_collection()
     return Taker(process, node, handler, wake).run()
 

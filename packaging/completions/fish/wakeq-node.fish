@@ -6,7 +6,7 @@ complete -c wakeq-node -l error-list -d 'the list for messages of a list that fa
 complete -c wakeq-node -l group -d 'the consumer group of a stream (default: NAME)' -x
 complete -c wakeq-node -l handler -d 'what to call for each message: package.module:callable or /a/file.py:callable' -x
 complete -c wakeq-node -l exec -d 'what to run for each message instead: a program with its arguments' -x
-complete -c wakeq-node -l python -d 'run the handler with this interpreter, of the application\'s own environment' -r -F
+complete -c wakeq-node -l python -d 'run handler and generate with this interpreter, of the application\'s own environment' -r -F
 complete -c wakeq-node -l workers -d 'how many messages are handled at once (default: 100)' -x
 complete -c wakeq-node -l timeout -d 'a message that takes longer has failed (0: no limit) (default: 0s)' -x
 complete -c wakeq-node -l max-attempts -d 'a message of a stream that failed so often is a dead letter (0: never) (default: 10)' -x
