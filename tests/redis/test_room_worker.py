@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 import tracemalloc  # noqa: F401  (else pytest may do so in the middle of a garbage collection)
@@ -31,6 +32,13 @@ from wakeq.wire import Connection
 
 # redis-py before 4.6 leaves the socket of a failed connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collects_garbage() -> Iterator[None]:
+    """Let it do so before other tests, which do not expect that."""
+    yield
+    gc.collect()
 
 
 class Awaited:
@@ -254,6 +262,38 @@ def test_out_of_band_messages_go_to_all_at_once(
     assert not redis.client().exists(log)
 
 
+def test_async_clients_are_given_a_long_backlog_whole(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    for number in range(350):  # more than one step takes
+        rooms.send("r", str(number))
+    with kind(seen, redis.url) as worker:
+        worker.subscribe("r", "a", mode="async")
+        seen.wait(350)
+        assert seen.of("a") == [str(number) for number in range(350)]
+        assert rooms.room_metrics("r").backlog == 0
+        assert worker.metrics().missed == 0
+
+
+def test_what_is_out_of_band_is_not_repeated_when_a_client_is_taken_over(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    first, second = Seen(), Seen()
+    rooms.subscribe("r", "reads nothing", "nobody")  # so the log is kept
+    with kind(first, redis.url) as worker, kind(second, redis.url) as other:
+        worker.subscribe("r", "a")
+        rooms.send_out_of_band("r", "1")
+        first.wait(1)
+        known = "return cmsgpack.unpack(redis.call('HGET', KEYS[1], ARGV[1]))"
+        workers = keys.room("r")[6]
+        wait_until(lambda: redis.client().eval(known, 1, workers, worker.name)[2] == 1)
+        other.subscribe("r", "a")
+        rooms.send_out_of_band("r", "2")
+        second.wait(1)
+        assert (first.of("a"), second.of("a")) == (["1"], ["2"])
+
+
 def test_what_all_have_done_leaves_the_log(
     kind: Any, rooms: FanoutClient, redis: RedisServer
 ) -> None:
@@ -338,8 +378,8 @@ def test_a_time_out_is_reported_once_and_the_round_goes_on(
         rooms.send("r", "2")
         seen.wait(4)  # the second one waits for the time-out of `silent`
         wait_until(lambda: reported)
-        worker.unsubscribe("r", "a")
         wait_until(lambda: rooms.room_metrics("r").acknowledged == 4)
+        worker.unsubscribe("r", "a")
     assert reported == [("r", "silent")]
     assert not ejected
     assert rooms.room_metrics("r").timeouts == 1

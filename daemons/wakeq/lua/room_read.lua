@@ -9,6 +9,8 @@
 -- message; logged is the last number there is, -1 if the worker does not have the room.
 --
 -- Atomic because what all workers have done is removed, and nothing else.
+-- Who only listens is given more of what waits as it reads on.
+unsettled = true
 finish()
 local known = caller ~= '' and worker_of(caller)
 if not known or known[4] ~= process then
