@@ -5,6 +5,7 @@ What the two say to each other are plain values, on the two ends of a socket: ea
 one, of one Python.
 """
 
+import ctypes
 import marshal
 import os
 import signal
@@ -17,12 +18,29 @@ from typing import Any
 from wakeq.consumer import interpreter
 from wakeq.wakeup.loop import Loop
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None)
 _LENGTH_BYTES = 8
 _CHUNK_BYTES = 1 << 16
 _SEND_SECONDS = 15.0
 _STDERR = 2
 # The format of marshal that all Pythons from 3.4 to 3.13 read.
 _MARSHAL = 4
+
+
+def tied() -> Callable[[], None]:
+    """Return what a child process calls first, so that it dies with its parent.
+
+    The parent must have one thread alone.
+    """
+    parent = os.getpid()
+
+    def tie() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(0)  # it has died before
+
+    return tie
 
 
 def packed(said: Any) -> bytes:
@@ -84,6 +102,7 @@ class Worker:
                 stdout=_STDERR,
                 pass_fds=(theirs.fileno(),),
                 process_group=0,  # so that what it runs can be ended with it
+                preexec_fn=tied(),  # noqa: PLW1509  (daemons have one thread)
             )
         loop.watch(self._socket.fileno(), self.receive)
 

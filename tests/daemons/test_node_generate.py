@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,34 @@ def test_a_callable_that_yields_is_refused(host: NodeHost) -> None:
     path = host.handler("def make():\n    yield 1\n", function="make")
     with pytest.raises(Exception, match="has a yield"):
         callable_make(path)
+
+
+def test_the_applications_own_interpreter_makes_the_messages(host: NodeHost) -> None:
+    venv = host.directory / "venv"
+    command = [sys.executable, "-m", "venv", "--without-pip", "--symlinks", str(venv)]
+    subprocess.run(command, check=True)
+    code = "import sys\ndef make():\n    return sys.prefix\n"
+    generate = host.handler(code, function="make")
+    host.configure(interval=0.05, generate=generate, python=str(venv / "bin/python"))
+    host.start_node()
+    host.wait_emitted(1)
+    assert bodies(host)[0] == str(venv).encode()
+
+
+def test_what_makes_messages_dies_with_the_node(host: NodeHost) -> None:
+    code = "import os, time\ndef make():\n    record(os.getpid())\n    time.sleep(10000)\n"
+    host.configure(interval=0.05, generate=host.handler(code, function="make"))
+    node = host.start_node()
+    pid = int(host.wait_records(1)[0])
+    node.kill()
+
+    def has_ended() -> bool:
+        try:
+            return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            return True
+
+    wait_until(has_ended, 20)
 
 
 def test_a_result_that_comes_after_the_lease_was_lost_is_thrown_away(host: NodeHost) -> None:

@@ -46,6 +46,10 @@ def test_keys_stand_in_the_slot_of_their_stream(stream: str, group: str) -> None
     assume(is_tagged(stream) or "}" not in stream)
     for key in (keys.retry(stream, group), keys.stats(stream, group), keys.dedup(stream, group)):
         assert slot(key) == slot(stream)
+    for key in (keys.lease("n", stream), keys.emission(stream, "n")):
+        assert slot(key) == slot(stream)
+    for key in (keys.node_process(stream, "n", "h/1"), keys.node_processes(stream, "n")):
+        assert slot(key) == slot(stream)
 
 
 @given(st.text(st.sampled_from("a:{}")), st.text(min_size=1))

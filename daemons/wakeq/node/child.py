@@ -4,7 +4,6 @@ It runs the handlers, so it may hang or crash; the node, which stands for electi
 it. It is asked for its figures over a socket that it takes for a lease of its wake socket.
 """
 
-import ctypes
 import json
 import os
 import select
@@ -24,9 +23,8 @@ from wakeq.errors import EX_CONFIG, EX_NOPERM, EX_USAGE, WakeqError
 from wakeq.journal import Log
 from wakeq.service import NOW, Service
 from wakeq.wakeup.loop import Loop, Timer
+from wakeq.worker import tied
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LIBC = ctypes.CDLL(None)
 # Asked this often how it is, and oftener until it is ready.
 _ASK_SECONDS = 2.0
 _ASK_FIRST_SECONDS = 0.05
@@ -161,14 +159,6 @@ class Child:
         environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
-        parent = os.getpid()
-
-        def tie() -> None:
-            # Whatever ends the node, ends it, too: also what came before this call.
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(0)
-
         with theirs:
             environment[INHERITED] = str(theirs.fileno())
             self._process = subprocess.Popen(
@@ -177,7 +167,7 @@ class Child:
                 env=environment,
                 pass_fds=(theirs.fileno(),),
                 process_group=0,  # a terminal's Ctrl+C is for the node
-                preexec_fn=tie,  # noqa: PLW1509  (there are no threads here)
+                preexec_fn=tied(),  # noqa: PLW1509  (there are no threads here)
             )
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.watch(self._pidfd, self._ended)

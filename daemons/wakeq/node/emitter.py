@@ -160,7 +160,9 @@ class Emitter:
     def _take_error(self, error: ServerError) -> None:
         if error.code == "FENCED":
             self._elector.check()
-        self._try_again(explain(error, self._link.url))
+            self._in(self._backoff.next(), self._look)
+        else:
+            self._try_again(explain(error, self._link.url))
 
     def _try_again(self, error: WakeqError) -> None:
         self.on_trouble(error)

@@ -14,8 +14,8 @@ from wakeq.scripts import Script
 from wakeq.wakeup.loop import Loop
 from wakeq.wire import Argument, Command, Connection, Reply, ServerError
 
-# Nothing else is done meanwhile, and a lease may be as short as a second.
-_CONNECT_SECONDS = 0.25
+# Nothing else is done meanwhile. If it takes so long the lease is about to be lost anyway.
+_CONNECT_SECONDS = 1.0
 # A server that takes longer for an answer is as good as gone.
 _PATIENCE_SECONDS = 5.0
 

@@ -5,7 +5,7 @@ from wakeq.errors import WakeqError
 from wakeq.redis_url import RedisURL
 from wakeq.wire import Connection, ServerError
 
-_SECONDS = 0.25
+_SECONDS = 1.0
 
 
 def sign_up(url: RedisURL, stream: str) -> None:
