@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 MAN = ROOT / "packaging/man"
 PAGES = sorted(MAN.glob("*.[1-8]"))
 COMMANDS = ["publish", "produce", "status", "peek", "dead list", "dead show", "dead retry",
-            "dead purge", "delayed list", "delayed cancel", "delayed now", "errors", "pause",
+            "dead purge", "delayed list", "delayed cancel", "delayed now", "errors",
+            "room list", "room show", "room send", "room peek", "room listen", "pause",
             "resume", "wake", "trim", "check"]  # fmt: skip
 DAEMONS = [
     "wakeq-bridge",

@@ -13,6 +13,7 @@ from wakeq.cli import (
     peek,
     produce,
     publish,
+    room,
     status,
     trim,
     wake,
@@ -20,7 +21,7 @@ from wakeq.cli import (
 from wakeq.cli.session import Session
 from wakeq.errors import UsageError, WakeqError
 
-FAMILIES = (publish, produce, status, peek, dead, delayed, errors, pause, wake, trim, check)
+FAMILIES = (publish, produce, status, peek, dead, delayed, errors, room, pause, wake, trim, check)
 
 # 128 and the signal's number, as a shell says it.
 _INTERRUPTED = 130

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from wakeq.backoff import Backoff
-from wakeq.errors import RoomError, WakeqError
+from wakeq.errors import WakeqError
 from wakeq.fanout import protocol, rooms
 from wakeq.fanout.bell import Bell
 from wakeq.fanout.calling import call
@@ -62,6 +62,7 @@ class Gateway:
         terms = FanoutTerms(timeout=timeout, auto_ping=True, auto_ack=False)
         self.office = Office(self.core, terms, reports=False)
         self._members: dict[tuple[str, str], Peer] = {}
+        self._joining: dict[tuple[str, str], list[bytes]] = {}
         self._acks: dict[tuple[str, str, str], list[tuple[Peer, object]]] = {}
         self.leaver = Leaver(link, self.office, self.leave)
         self._bell = Bell(link.url, self.office.channel, NAME)
@@ -198,7 +199,11 @@ class Gateway:
             line = protocol.delivery(message.room, message.message, message.oob)
             self._event = message.message, line
         self.delivered += 1
-        self._door.put(peer, self._event[1])
+        held = self._joining.get((message.room, message.client))
+        if held is not None:
+            held.append(self._event[1])
+        else:
+            self._door.put(peer, self._event[1])
 
     # -- acknowledgements --------------------------------------------------------------------
 
@@ -210,9 +215,11 @@ class Gateway:
         if desk is None or seat is None or seat.in_hand != message_id:
             return False
         peer.acks += 1
-        self._acks.setdefault((room, client, message_id), []).append((peer, ref))
-        desk.acknowledge(client, message_id)
-        self.office.touched.add(room)
+        waiting = self._acks.setdefault((room, client, message_id), [])
+        waiting.append((peer, ref))
+        if len(waiting) == 1:
+            desk.acknowledge(client, message_id)
+            self.office.touched.add(room)
         return True
 
     def hear(self, room: str, reply: Any) -> None:
@@ -223,23 +230,17 @@ class Gateway:
     def _answer_acks(
         self, desk: Desk, ask: Ask, failed: list[tuple[str, str]], repeated: bool
     ) -> None:
-        # Of several by one client, the first one counts.
-        errors: dict[str, list[RoomError]] = {}
-        for client, code in failed:
-            error = rooms.refused(desk.room, [client.encode(), code.encode()])
-            if error is not None and not (repeated and code in _DONE_BEFORE):
-                errors.setdefault(client, []).append(error)
-        for client in dict.fromkeys(ask.clients):
-            waiting = self._acks.pop((desk.room, client, ask.message_id), [])
-            wrong = errors.get(client, [])
-            good = len(waiting) - len(wrong)
-            for index, (peer, ref) in enumerate(waiting):
+        codes = {c: code for c, code in failed if not (repeated and code in _DONE_BEFORE)}
+        for client in ask.clients:
+            code = codes.get(client, "")
+            for peer, ref in self._acks.pop((desk.room, client, ask.message_id), ()):
                 peer.acks -= 1
-                if index < good:
-                    self._door.put(peer, protocol.granted(ref))
-                else:
-                    error = wrong[index - good]
+                error = code and rooms.refused(desk.room, [client.encode(), code.encode()])
+                if error:
                     self._door.put(peer, protocol.refused(ref, error.code, str(error)))
+                else:
+                    self._door.put(peer, protocol.granted(ref))
+                code = code or "doubled"  # of several, the first one counts
 
     # -- joining and leaving -----------------------------------------------------------------
 
@@ -255,13 +256,18 @@ class Gateway:
             self._eject(other, room, "taken-over")
             desk.begin_leave(client)  # what it had in hand is given out again
         self._members[here] = peer
+        # What Redis has for it before its answer is here, because that was lost, comes behind.
+        held = self._joining[here] = []
         peer.rooms[room] = client
         peer.gone.pop(room, None)
 
         def joined(reply: Any, error: Exception | None) -> None:
             desk = self.office.desk(room)
+            if self._joining.get(here) is held:
+                del self._joining[here]
             if self._members.get(here) is not peer:
                 self.leave(room, client)  # it has hung up meanwhile, or another one has come
+                held.clear()
             elif error is not None:
                 self._forget(peer, room)
                 self.leave(room, client)  # the reply may have been lost
@@ -270,6 +276,8 @@ class Gateway:
                 if client not in desk.seats:
                     desk.end_leave(client)
             done(error)
+            for line in held if error is None else ():
+                self._door.put(peer, line)
 
         steps = self.core.subscribe(room, client, self.office.name, mode, backlog, index=False)
         self._link.run(steps, joined)

@@ -13,19 +13,20 @@ complete -c wakeq -l help -d 'show this and exit'
 complete -c wakeq -l redis-url -d 'the Redis server: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// (default: redis://127.0.0.1:6379/0) [WAKEQ_REDIS_URL]' -x
 complete -c wakeq -l config-dir -d 'where wakeq.toml and consumers/ are (default: /etc/wakeq) [WAKEQ_CONFIG_DIR]' -x -a '(__fish_complete_directories)'
 complete -c wakeq -l runtime-dir -d 'where consumer/NAME.sock are (default: /run/wakeq) [WAKEQ_RUNTIME_DIR]' -x -a '(__fish_complete_directories)'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -l version -d 'show the version and exit'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a publish -d 'Publish messages to a stream.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a produce -d 'Publish messages as load.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a status -d 'Show streams, groups and consumers; wakes nobody.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a peek -d 'Look at messages of a stream; nothing is changed.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a dead -d 'Look at dead letters, deliver them again or delete them.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a delayed -d 'Look at delayed messages, drop them or deliver them now.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a errors -d 'Print what failed at a node, and remove it.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a pause -d 'Have the messages of a stream wait, for all groups.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a resume -d 'Have the messages of a stream handled again.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a wake -d 'Wake a consumer of this host, and show its answer.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a trim -d 'Remove from streams what every group has handled.'
-complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors pause resume wake trim check' -a check -d 'Look for what is wrong on this host; wakes nobody.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -l version -d 'show the version and exit'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a publish -d 'Publish messages to a stream.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a produce -d 'Publish messages as load.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a status -d 'Show streams, groups and consumers; wakes nobody.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a peek -d 'Look at messages of a stream; nothing is changed.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a dead -d 'Look at dead letters, deliver them again or delete them.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a delayed -d 'Look at delayed messages, drop them or deliver them now.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a errors -d 'Print what failed at a node, and remove it.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a room -d 'Look at rooms, send to them and listen.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a pause -d 'Have the messages of a stream wait, for all groups.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a resume -d 'Have the messages of a stream handled again.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a wake -d 'Wake a consumer of this host, and show its answer.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a trim -d 'Remove from streams what every group has handled.'
+complete -c wakeq -n 'not __fish_seen_subcommand_from publish produce status peek dead delayed errors room pause resume wake trim check' -a check -d 'Look for what is wrong on this host; wakes nobody.'
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and not __fish_seen_subcommand_from list show retry purge' -a list -d 'List dead letters, the oldest first.'
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and not __fish_seen_subcommand_from list show retry purge' -a show -d 'Show everything of dead letters.'
 complete -c wakeq -n '__fish_seen_subcommand_from dead; and not __fish_seen_subcommand_from list show retry purge' -a retry -d 'Deliver dead letters again to their group.'
@@ -33,6 +34,11 @@ complete -c wakeq -n '__fish_seen_subcommand_from dead; and not __fish_seen_subc
 complete -c wakeq -n '__fish_seen_subcommand_from delayed; and not __fish_seen_subcommand_from list cancel now' -a list -d 'List delayed messages, the next one that is due first.'
 complete -c wakeq -n '__fish_seen_subcommand_from delayed; and not __fish_seen_subcommand_from list cancel now' -a cancel -d 'Drop delayed messages.'
 complete -c wakeq -n '__fish_seen_subcommand_from delayed; and not __fish_seen_subcommand_from list cancel now' -a now -d 'Deliver delayed messages now.'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and not __fish_seen_subcommand_from list show send peek listen' -a list -d 'List rooms, with what waits in them.'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and not __fish_seen_subcommand_from list show send peek listen' -a show -d 'Show who is in a room, and what goes on.'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and not __fish_seen_subcommand_from list show send peek listen' -a send -d 'Send a message to all clients of a room.'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and not __fish_seen_subcommand_from list show send peek listen' -a peek -d 'Look at messages that wait in a room.'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and not __fish_seen_subcommand_from list show send peek listen' -a listen -d 'Show what is delivered in a room.'
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l field -d 'a field; may be given several times' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l key -d 'messages with one key are handled in order' -x
 complete -c wakeq -n '__fish_seen_subcommand_from publish' -l dedup -d 'publish only if no message was with this key, lately' -x
@@ -96,6 +102,21 @@ complete -c wakeq -n '__fish_seen_subcommand_from errors' -l keep -d 'remove not
 complete -c wakeq -n '__fish_seen_subcommand_from errors' -l count -d 'only print how many there are'
 complete -c wakeq -n '__fish_seen_subcommand_from errors' -l limit -d 'at most so many' -x
 complete -c wakeq -n '__fish_seen_subcommand_from errors' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from list' -l limit -d 'at most so many, 0 for all (default: 100)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from list' -l by -d 'with most of: backlog, delay, clients, waiting, round_age, rounds, timeouts (default: backlog)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from list' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from show' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from send' -l producer -d 'who sends it' -x
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from send' -l priority -d 'lower ones are delivered first (default: 0)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from send' -l oob -d 'out of band: at once, to all who are there now'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from send' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from peek' -l offset -d 'pass over so many (default: 0)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from peek' -l limit -d 'at most so many, 0 for all (default: 10)' -x
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from peek' -l json -d 'print JSON, for programs'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from listen' -l ack -d 'acknowledge each message'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from listen' -l by-hand -d 'acknowledge each message when Enter is pressed'
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from listen' -l count -d 'end after so many' -x
+complete -c wakeq -n '__fish_seen_subcommand_from room; and __fish_seen_subcommand_from listen' -l json -d 'print JSON, for programs'
 complete -c wakeq -n '__fish_seen_subcommand_from pause' -l reason -d 'why, for whoever wonders' -x
 complete -c wakeq -n '__fish_seen_subcommand_from pause' -l json -d 'print JSON, for programs'
 complete -c wakeq -n '__fish_seen_subcommand_from resume' -l json -d 'print JSON, for programs'
