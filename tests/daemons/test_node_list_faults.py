@@ -202,6 +202,59 @@ def handle(message):
     assert [taker.stop() for taker in (paused, other)] == [0, 0]
 
 
+def test_who_was_taken_for_dead_begins_nothing_of_what_it_had(host: ListHost) -> None:
+    host.use("handle", HANDLERS + """
+def handle(message):
+    gated(message) if message.text() == "1000" else note(message)
+""", workers=1)  # fmt: skip
+    host.push(*range(2000))
+    first = host.start()
+    wait_until(host.begun)
+    wait_until(lambda: len(host.left()) == 1000, message="what was handled is out of hand")
+    assert len(host.waiting()) < 999, "there is more in hand than is begun"
+    host.forget(host.taker_of(first))
+    host.start(f"{NODE}:2")
+    # It says that it lives every ten seconds, and hears then that it does not.
+    first.wait_log("lost messages to another process", deadline_s=30)
+    host.open_gate()
+    host.wait_handled(2000)
+    host.wait_finished()
+    twice = [body for body, count in Counter(host.handled()).items() if count > 1]
+    assert twice == ["1000"]
+
+
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "with another"])
+def test_who_was_paused_for_long_begins_nothing_unasked(host: ListHost, is_alone: bool) -> None:
+    host.use("handle", HANDLERS + """
+def handle(message):
+    gated(message) if message.text() == "1000" else note(message)
+""", workers=1)  # fmt: skip
+    host.push(*range(2000))
+    short = (
+        "from wakeq.node.takers_keeper import Keeper; Keeper.__init__.__defaults__ = (2.0,);"
+        " from wakeq.node.takers import main; main()"
+    )
+    paused = host.run([host.interpreter, "-c", short, NODE])
+    wait_until(host.begun)
+    wait_until(lambda: len(host.left()) == 1000, message="what was handled is out of hand")
+    name = host.taker_of(paused)
+    paused.send(signal.SIGSTOP)
+    wait_until(lambda: host.redis.zscore(TAKERS, name) < host.redis.time()[0] * 1000, 30)
+    host.open_gate()
+    if not is_alone:
+        host.start(f"{NODE}:2")
+        host.wait_handled(2000)
+    paused.send(signal.SIGCONT)
+    host.wait_handled(2000)
+    host.wait_finished()
+    wait_until(lambda: len(host.handled()) == 2000 + (not is_alone))
+    twice = [body for body, count in Counter(host.handled()).items() if count > 1]
+    assert twice == ([] if is_alone else ["1000"])
+    host.push("more")
+    host.wait_handled(2001)
+    assert paused.running
+
+
 # -- cut off ---------------------------------------------------------------------------------
 
 
@@ -218,6 +271,23 @@ def test_nothing_is_lost_when_connections_break(host: ListHost) -> None:
     assert taker.count("lost Redis") >= 1
     assert taker.count("found Redis again") >= 1
     assert int(host.redis.hget(STATS, "handled")) == 300
+
+
+def test_what_was_taken_and_never_arrived_is_handled(host: ListHost) -> None:
+    host.use()
+    taker = host.start()
+    name = host.wait_taking(taker)
+    host.push("first")
+    host.wait_handled(1)
+    host.wait_finished()
+    # As if the reply had been lost.
+    lost = {number: f"m{number}" for number in range(50_000, 50_250)}
+    host.redis.hset(keys.taken(LIST, name), mapping=lost)  # type: ignore[arg-type]
+    host.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    host.wait_handled(251)
+    host.wait_finished()
+    assert sorted(host.handled()) == sorted(["first", *lost.values()])
+    assert taker.stop() == 0
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
