@@ -1,12 +1,13 @@
 """Rounds of rooms over the Python API, all clients in one process; many rooms; an idle client."""
 
+import asyncio
 import statistics
 import threading
 import time
 
 from bench import Bench, wait_for
 
-from wakeq import FanoutClient, FanoutTerms, FanoutWorker, RoomMessage
+from wakeq import AsyncFanoutWorker, FanoutClient, FanoutTerms, FanoutWorker, RoomMessage
 
 ROUNDS = {1: 8000, 10: 4000, 100: 1000}
 REPEATS = 3
@@ -52,6 +53,31 @@ def rounds(bench: Bench, clients: int) -> float:
         if not handler.done.wait(120):
             raise SystemExit("bench: rounds do not end: something is wrong, no figures")
         return count / (time.monotonic() - start)
+
+
+async def async_rounds(bench: Bench, clients: int) -> float:
+    """Return rounds per second with handlers for asyncio."""
+    bench.redis.flushall()
+    count = ROUNDS[clients] // 2
+    left, done = count * clients, asyncio.Event()
+
+    async def handle(_: RoomMessage) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            done.set()
+
+    with FanoutClient(bench.url) as rooms:
+        async with AsyncFanoutWorker(handle, bench.url) as worker:
+            rooms.subscribe("load", "holds it up", "nobody")
+            rooms.send("load", "first")
+            for number in range(clients):
+                await worker.subscribe("load", f"{number:032}")
+            fill(bench, "load", count)
+            start = time.monotonic()
+            rooms.unsubscribe("load", "holds it up")
+            await asyncio.wait_for(done.wait(), 120)
+            return count / (time.monotonic() - start)
 
 
 def operations(rooms: FanoutClient, room: str) -> float:
@@ -104,6 +130,8 @@ def measure(bench: Bench) -> None:
             f"rounds of a room with {clients} client{'s' * (clients > 1)}",
             f"{rate:,.0f}/s, {rate * clients:,.0f} acknowledgements/s",
         )
+        rate = asyncio.run(async_rounds(bench, clients))
+        bench.row("  the same with asyncio", f"{rate:,.0f}/s")
     alone, among = among_many(bench)
     bench.row("send and acknowledge, in one room", f"{alone:.0f} µs")
     bench.row(f"the same beside {ROOMS:,} rooms with a backlog", f"{among:.0f} µs")

@@ -15,6 +15,7 @@ from wakeq.fanout.calling import Steps, call, call_all, drive_async, servers
 from wakeq.fanout.core import Core
 from wakeq.fanout.delivery import Ask, RoomMessage
 from wakeq.fanout.desk import Desk
+from wakeq.fanout.lines import AsyncLine
 from wakeq.fanout.office import FanoutTerms, Office, log
 from wakeq.fanout.rooms import Request
 from wakeq.fanout.tally import WorkerMetrics
@@ -51,6 +52,8 @@ class AsyncFanoutWorker:
         self._handlers = on_message, on_timeout, on_ejected
         self._bell = Bell(self._servers.url, self._office.channel, _NAME)
         self._bell_fd = -1
+        self._line = AsyncLine(self._servers)
+        self._carry_out = self._line.carry_out if self._line.usable else None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -199,6 +202,7 @@ class AsyncFanoutWorker:
         with contextlib.suppress(WakeqError):
             for request in self._office.farewell():
                 await self._drive(call(self._servers, request, tries=1))
+        self._line.close()
         await self._servers.aclose()
 
     # -- serving -----------------------------------------------------------------------------
@@ -226,13 +230,19 @@ class AsyncFanoutWorker:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve_rounds(self, desk: Desk) -> None:
-        forgotten = False
+        forgotten = begun = False
         try:
-            while (step := desk.next_step()) is not None:
+            while True:
+                if begun and not desk.has_message:
+                    begun = False
+                    await asyncio.sleep(0)  # those that are quick acknowledge together
+                step = desk.next_step()
+                if step is None:
+                    break
                 if isinstance(step, RoomMessage):
                     if not self._stopping.is_set():
                         self._begin(self._handle(desk, step))
-                        await asyncio.sleep(0)  # those that are quick acknowledge together
+                        begun = True
                 elif not await self._ask(desk, step):
                     break
                 if desk.ejected or desk.reports:
@@ -270,7 +280,8 @@ class AsyncFanoutWorker:
     async def _ask(self, desk: Desk, ask: Ask) -> bool:
         request = self._office.request(desk, ask)
         try:
-            reply = await self._drive(call(self._servers, request))
+            steps = call(self._servers, request)
+            reply = await drive_async(self._servers, steps, self._carry_out)
         except Exception as error:  # whatever it is, what was asked must be asked again
             self._fail(error)
             self._office.after(self._backoff.next(), desk, lambda: desk.put_back(ask))

@@ -6,7 +6,7 @@ took its place; or it yields a number of seconds to wait, and gets nothing.
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any
 
 import redis
@@ -15,6 +15,7 @@ from wakeq.backoff import Backoff
 from wakeq.config import Config
 from wakeq.errors import UnavailableError, WakeqError
 from wakeq.fanout.rooms import Request
+from wakeq.given_client import GivenClient
 from wakeq.redis_client import Servers, explained, server_error
 from wakeq.redis_url import RedisURL
 from wakeq.wire import ServerError, explain
@@ -28,33 +29,6 @@ _TOGETHER = 100
 Steps = Generator[Request | Sequence[Request] | float, Any, Any]
 
 
-class _GivenClient:
-    """Stands for the servers when the caller has a client already, whose it stays."""
-
-    url = "the client given"
-    cluster = False
-
-    def __init__(self, client: Any) -> None:
-        if type(client).__name__ == "RedisCluster":
-            raise TypeError("client must not be a RedisCluster: give redis_url, redis+cluster://")
-        self._client = client
-
-    def client(self, _key: str) -> Any:
-        return self._client
-
-    def redirected(self, _error: BaseException) -> bool:
-        return False
-
-    def lost(self, _key: str, _error: BaseException) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
-
-    async def aclose(self) -> None:
-        pass
-
-
 def servers(redis_url: str | RedisURL | None, client: Any, name: str, asynchronous: bool) -> Any:
     """Return the servers that a caller means; by default those of the configuration.
 
@@ -64,7 +38,7 @@ def servers(redis_url: str | RedisURL | None, client: Any, name: str, asynchrono
     if client is not None:
         if redis_url is not None:
             raise TypeError("give redis_url or client, not both")
-        return _GivenClient(client)
+        return GivenClient(client)
     url = redis_url or Config().common().redis_url
     return Servers(url if isinstance(url, RedisURL) else RedisURL(url), name, asynchronous)
 
@@ -165,7 +139,9 @@ def _carry_out_all(servers: Any, requests: Sequence[Request]) -> list[Any]:
         return [None] * len(requests)
 
 
-async def drive_async(servers: Any, steps: Steps) -> Any:
+async def drive_async(
+    servers: Any, steps: Steps, carry_out: Callable[[Request], Awaitable[Any]] | None = None
+) -> Any:
     """Do what a generator yields, for asyncio; see `drive`."""
     outcome: Any = None
     while True:
@@ -174,7 +150,8 @@ async def drive_async(servers: Any, steps: Steps) -> Any:
         except StopIteration as stop:
             return stop.value
         if isinstance(step, Request):
-            outcome = await _carry_out_async(servers, step)
+            carried_out = carry_out(step) if carry_out else _carry_out_async(servers, step)
+            outcome = await carried_out
         elif isinstance(step, float):
             await asyncio.sleep(step)
             outcome = None

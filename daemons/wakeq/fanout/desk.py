@@ -76,6 +76,11 @@ class Desk:
         return bool(self._acks or self._todo or self._wants_look)
 
     @property
+    def has_message(self) -> bool:
+        """Tell whether there is a message of a round to be handed out."""
+        return bool(self._todo)
+
+    @property
     def has_read(self) -> bool:
         """Tell whether `next_read` would say something."""
         return bool(self._log_todo) or (self.is_ours and self._reads_on)
