@@ -195,12 +195,12 @@ def takers(source: str) -> str:
 
 
 def taken(source: str, taker: str) -> str:
-    """HASH: what a taker has in hand: messages of the list by a number, in order of their taking."""
+    """HASH: what a taker has in hand: messages of the list by number, in order of their taking."""
     return f"{prefix(source)}:taken:{taker}"
 
 
 def taking(source: str, taker: str) -> str:
-    """LIST: where a message goes for which a taker has waited, on its way to what it has in hand."""
+    """LIST: where a message goes that a taker has waited for, on its way to what is in hand."""
     return f"{prefix(source)}:taking:{taker}"
 
 

@@ -50,13 +50,23 @@ def check(host: ListHost, count: int, repeats: int) -> None:
 )  # fmt: skip
 def test_nothing_is_lost_when_it_is_killed(host: ListHost, point: str) -> None:
     host.use("slow", workers=WORKERS)
-    host.push(*range(100))
+    bodies = list(range(100))
+    host.push(*bodies)
     other = host.start(f"{NODE}:2")
     host.wait_taking(other)
     killed = host.start(WAKEQ_FAILPOINT=point)
+
+    def ended() -> bool:
+        # Else the other one may leave it nothing.
+        if killed.running and len(host.waiting()) < 20:
+            bodies.append(len(bodies))
+            host.push(bodies[-1])
+        return not killed.running
+
+    wait_until(ended, 60, host.output[-3000:])
     assert killed.wait_exit() == -signal.SIGKILL
     host.start()
-    check(host, 100, MOST_REPEATS)
+    check(host, len(bodies), MOST_REPEATS)
 
 
 def test_nothing_is_lost_when_it_is_killed_with_what_it_waited_for(host: ListHost) -> None:
