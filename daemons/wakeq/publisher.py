@@ -17,6 +17,7 @@ import redis
 
 from wakeq.config import Config
 from wakeq.errors import WakeqError
+from wakeq.given_client import GivenClient
 from wakeq.message import Fields, Publish
 from wakeq.publishing import Core, Exchange, Outcome, Steps, Terms, UnconfirmedError, due
 from wakeq.redis_client import Servers, explained
@@ -27,33 +28,6 @@ __all__ = ["AsyncPublisher", "Publisher", "UnconfirmedError"]
 _NAME = "wakeq-publisher"
 
 
-class _GivenClient:
-    """Stands for the servers when the caller has a client already, whose it stays."""
-
-    url = "the client given to the publisher"
-    cluster = False
-
-    def __init__(self, client: Any) -> None:
-        if type(client).__name__ == "RedisCluster":
-            raise TypeError("client must not be a RedisCluster: give redis_url, redis+cluster://")
-        self._client = client
-
-    def client(self, _key: str) -> Any:
-        return self._client
-
-    def redirected(self, _error: BaseException) -> bool:
-        return False
-
-    def lost(self, _key: str, _error: BaseException) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
-
-    async def aclose(self) -> None:
-        pass
-
-
 class _Publisher:
     """What both publishers are made of."""
 
@@ -61,7 +35,7 @@ class _Publisher:
         if client is not None:
             if redis_url is not None:
                 raise TypeError("give redis_url or client, not both")
-            self._servers: Any = _GivenClient(client)
+            self._servers: Any = GivenClient(client)
         else:
             url = redis_url or Config().common().redis_url
             url = url if isinstance(url, RedisURL) else RedisURL(url)
