@@ -35,6 +35,7 @@ TARGETS = (
     "node",
     "lists",
     "rooms",
+    "gateway",
 )
 # By their name alone, because they take longer and need root.
 ON_REQUEST = ("booted",)

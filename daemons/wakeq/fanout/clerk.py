@@ -80,8 +80,9 @@ class Clerk:
             self._refuse(peer, asked.ref, error)
 
     def _carry_out(self, peer: Peer, asked: Asked) -> None:
-        if "room" in asked.fields:
-            checked("room", asked.fields["room"])
+        room = asked.fields.get("room")
+        if room is not None and room not in peer.rooms:
+            checked("room", room)
         self._operations[asked.op](peer, asked.ref, asked.fields)
 
     # -- answers -----------------------------------------------------------------------------
@@ -193,11 +194,12 @@ class Clerk:
         self._run(peer, ref, sending, lambda message_id: {"id": message_id})
 
     def _acknowledge(self, peer: Peer, ref: object, fields: dict[str, Any]) -> None:
-        room, message_id = fields["room"], checked("id", fields["id"])
+        room, message_id = fields["room"], fields["id"]
         client = self._client(peer, room)
         if peer.acks < _ACKS_MOST and self._gateway.acknowledge(peer, room, message_id, ref):
             return
         # It will be refused, in all likelihood; Redis says why.
+        checked("id", message_id)
         request = self._gateway.office.rooms.acknowledge(room, message_id, [client])
 
         def done(reply: Any, error: Exception | None) -> None:

@@ -155,8 +155,15 @@ class Door:
         self._pumped.add(peer)
 
     def again(self, peer: Peer) -> None:
-        """Go on with a connection whose request was carried out, at the end of this turn."""
+        """Go on with a connection whose request was carried out, when `go_on` is called."""
         self._done.append(peer)
+
+    def go_on(self) -> None:
+        """Go on with those."""
+        while self._done:
+            done, self._done = self._done, []
+            for peer in done:
+                self.pump(peer)
 
     def put(self, peer: Peer, line: bytes) -> None:
         """Have a line sent to a connection; one that has fallen too far behind is ejected."""
@@ -174,9 +181,6 @@ class Door:
 
     def flush(self) -> None:
         """Send what the turn has brought, and see what may be read next."""
-        done, self._done = self._done, []
-        for peer in done:
-            self.pump(peer)
         for peer in self._unsent:
             peer.send()
         touched = self._unsent | self._pumped

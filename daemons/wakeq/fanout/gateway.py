@@ -20,6 +20,7 @@ from wakeq.fanout.core import Core
 from wakeq.fanout.delivery import Ask, RoomMessage
 from wakeq.fanout.desk import Desk
 from wakeq.fanout.door import Door
+from wakeq.fanout.gatherer import Gatherer
 from wakeq.fanout.leaver import Leaver, Told
 from wakeq.fanout.link import NAME, Link
 from wakeq.fanout.office import FanoutTerms, Office
@@ -62,6 +63,7 @@ class Gateway:
         terms = FanoutTerms(timeout=timeout, auto_ping=True, auto_ack=False)
         self.office = Office(self.core, terms, reports=False)
         self._members: dict[tuple[str, str], Peer] = {}
+        self._gatherer = Gatherer(loop, self.office)
         self._joining: dict[tuple[str, str], list[bytes]] = {}
         self._acks: dict[tuple[str, str, str], list[tuple[Peer, object]]] = {}
         self.leaver = Leaver(link, self.office, self.leave)
@@ -158,8 +160,8 @@ class Gateway:
                 break
         if desk.ejected:
             self._tell_ejected(desk)
-        if not self.leaver.is_about(room):
-            self.office.forget(desk)
+        if not self.leaver.is_about(room) and self.office.forget(desk):
+            self._gatherer.forget(room)
 
     def _is_held_up(self, desk: Desk) -> bool:
         """Tell whether to read no more for now: a client there has not taken what was read."""
@@ -199,6 +201,8 @@ class Gateway:
             line = protocol.delivery(message.room, message.message, message.oob)
             self._event = message.message, line
         self.delivered += 1
+        if message.awaits:
+            self._gatherer.give(message.room, message.id)
         held = self._joining.get((message.room, message.client))
         if held is not None:
             held.append(self._event[1])
@@ -218,8 +222,7 @@ class Gateway:
         waiting = self._acks.setdefault((room, client, message_id), [])
         waiting.append((peer, ref))
         if len(waiting) == 1:
-            desk.acknowledge(client, message_id)
-            self.office.touched.add(room)
+            self._gatherer.acknowledge(desk, client, message_id)
         return True
 
     def hear(self, room: str, reply: Any) -> None:

@@ -68,9 +68,10 @@ class Keeper:
             self._link.close()
 
     def _turn(self) -> None:
-        for _ in range(2):  # what is sent may say that somebody has gone
-            self._gateway.turn()
-            self._door.flush()
+        self._door.go_on()
+        self._gateway.turn()
+        self._door.flush()
+        # What was sent may have said that somebody has gone.
         if self._gateway.has_work or self._door.has_work:
             self._loop.after(0, _nothing)
         if self._figures != self._said and self._said_timer is None:

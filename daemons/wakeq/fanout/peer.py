@@ -98,6 +98,12 @@ class Peer:
         if b"\n" not in chunk:
             self._add_rest(chunk)
             return
+        if not (self._rest or self._skips) and chunk.index(b"\n") == len(chunk) - 1:
+            if len(chunk) > 1 + self.limits.line or not chunk.strip():
+                self._take_lines([chunk[:-1], b""])
+            else:  # by far the most frequent
+                self._add_line(chunk[:-1])
+            return
         if self._rest:
             self._rest += chunk
             chunk = bytes(self._rest)
