@@ -134,6 +134,19 @@ def test_says_that_memory_is_full_before_redis_cuts_it_off_and_loses_nothing_of_
     assert len(numbers) < 120_000
 
 
+def test_a_burst_of_more_than_redis_keeps_for_a_subscriber_is_processed_as_a_whole(
+    host: BridgeHost,
+) -> None:
+    host.configure(workers=4, lease="5s")
+    daemon = host.start(workers=4)
+    host.wait_begun()
+    host.burst(500_000)  # some 55 MB, of which Redis would keep 32
+    wait_until(lambda: host.redis.xlen(STREAM) >= 500_000, 180, "all is processed")
+    assert host.stats() == {"handled": 500_000, "published": 500_000}
+    assert host.numbers() == list(range(500_000))
+    assert daemon.count("a subscription was cut") == 0
+
+
 def test_keeps_what_it_received_while_redis_has_no_memory_left(host: BridgeHost) -> None:
     daemon = host.start()
     host.wait_begun()
