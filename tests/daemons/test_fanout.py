@@ -84,6 +84,8 @@ def test_data_comes_as_it_was_sent(host: FanoutHost, value: Any) -> None:
     [
         (b"plain", {"data": "plain"}),
         (b'{"a":\r\n 1}', {"data": {"a": 1}}),
+        (b"5\n", {"data": 5}),
+        (b'"x"\r\n', {"data": "x"}),
         (b"NaN", {"data": "NaN"}),
         (b"1e999", {"data": "1e999"}),
         (b"[1e999,\n1]", {"data": "[1e999,\n1]"}),
@@ -502,6 +504,18 @@ def test_a_client_that_does_not_read_is_ejected_and_others_go_on(host: FanoutHos
     assert len(lines) < 40
     slow.done("subscribe", room="r")
     assert gateway.running
+
+
+def test_a_client_that_reads_as_fast_as_it_can_is_never_ejected(host: FanoutHost) -> None:
+    host.start("--unread-kib=64", "--slow-timeout=10s")
+    sender = host.client()
+    sent = [sender.done("send", room="r", data="x" * 50_000)["id"] for _ in range(100)]
+    # They are given to it all at once.
+    listeners = [host.client() for _ in range(2)]
+    for listener in listeners:
+        listener.done("subscribe", room="r", mode="async", backlog="keep")
+    assert [listeners[0].message()["id"] for _ in sent] == sent
+    assert listeners[0].events == []
 
 
 def test_who_never_reads_is_hung_up_on(host: FanoutHost) -> None:

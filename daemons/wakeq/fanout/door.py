@@ -18,6 +18,8 @@ _EVENTS_MOST = 512
 # After "too many open files": some may be closed by then.
 _NO_FILES_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
+# How much longer a line is than its message, at most: names, and what they are escaped by.
+_ENVELOPE = 16_384
 _READS, _WRITES = select.EPOLLIN, select.EPOLLOUT
 _NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -152,7 +154,8 @@ class Door:
         """Have the lines carried out that a connection has sent, as far as it may go on."""
         while peer.has_line and not (peer.busy or peer.closed or peer.is_behind or self._quiet):
             self.host.take(peer, peer.next_line())
-        self._pumped.add(peer)
+        if peer.is_odd:
+            self._pumped.add(peer)
 
     def again(self, peer: Peer) -> None:
         """Go on with a connection whose request was carried out, when `go_on` is called."""
@@ -169,10 +172,25 @@ class Door:
         """Have a line sent to a connection; one that has fallen too far behind is ejected."""
         if peer.closed:
             return
-        if not peer.has_room(len(line)):
+        if not self._makes_room(peer, len(line)):
             self.host.eject(peer, "too-slow")
             return
-        self.put_always(peer, line)
+        peer.put(line)
+        self._unsent.add(peer)
+
+    def _makes_room(self, peer: Peer, size: int) -> bool:
+        if not peer.has_room(size):
+            peer.send()
+        return peer.has_room(size)
+
+    def has_room(self, peer: Peer, size: int) -> bool:
+        """Tell whether a message may be put, whose line is some longer than it; if not, the peer
+        is behind until it has read all."""
+        if self._makes_room(peer, size + _ENVELOPE):
+            return True
+        peer.is_held = True
+        self._unsent.add(peer)
+        return False
 
     def put_always(self, peer: Peer, line: bytes) -> None:
         """Have a line sent that must not be left out."""
@@ -181,11 +199,13 @@ class Door:
 
     def flush(self) -> None:
         """Send what the turn has brought, and see what may be read next."""
+        odd = self._pumped
         for peer in self._unsent:
             peer.send()
-        touched = self._unsent | self._pumped
+            if peer.unsent or peer.is_odd:
+                odd.add(peer)
         self._unsent, self._pumped = set(), set()
-        for peer in touched:
+        for peer in odd:
             self._settle(peer)
 
     def _settle(self, peer: Peer) -> None:
@@ -194,8 +214,9 @@ class Door:
         if peer.is_behind and not peer.behind_since:
             peer.behind_since = time.monotonic()
             self.behind.add(peer)
-        elif peer.behind_since and not peer.is_behind:
+        elif (peer.behind_since or peer.is_held) and not peer.is_behind:
             peer.behind_since = 0.0
+            peer.is_held = False
             self.behind.discard(peer)
             self.host.resume(peer)
             self.pump(peer)
@@ -245,11 +266,12 @@ class Door:
             self._loop.after(_LOOK_SECONDS, self._look_for_slow)
         before = time.monotonic() - self._slow_timeout
         for peer in slow:
-            if peer.moved_at < before and not peer.rooms:
+            still = peer.moved_at < before
+            if peer.rooms and (still or 0 < peer.behind_since < before):
+                self.host.eject(peer, "too-slow")
+            elif still and not peer.rooms:
                 peer.closed = True
                 self._pumped.add(peer)
-            elif peer.moved_at < before or 0 < peer.behind_since < before:
-                self.host.eject(peer, "too-slow")
 
 
 def _watch_far_end(sock: socket.socket) -> None:

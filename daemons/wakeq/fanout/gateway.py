@@ -31,6 +31,7 @@ from wakeq.wakeup.loop import Loop, Timer
 # A repeated acknowledgement's answers to what its first sending has done.
 _DONE_BEFORE = {"doubled", "not-outstanding"}
 _AGAIN_SECONDS = 1.0
+_GONE_MOST = 10_000
 
 
 class Gateway:
@@ -106,14 +107,15 @@ class Gateway:
     def turn(self) -> None:
         """Do what there is to do, at the end of each turn of the loop."""
         office = self.office
-        if office.pause <= 0:
+        pause = office.pause
+        if pause <= 0:
             self._tick()
+            pause = office.pause
         self.leaver.send()
         while office.touched:
             touched, office.touched = office.touched, set()
             for room in touched:
                 self._serve(room)
-        pause = office.pause
         if self._timer is None or self._timer.callback is None:
             self._wake_in(pause)
         elif self._timer.when - time.monotonic() > pause + 0.001:
@@ -151,6 +153,9 @@ class Gateway:
         while not desk.is_read and not self._is_held_up(desk):
             step = desk.next_read()
             if isinstance(step, RoomMessage):
+                peer = self._members.get((step.room, step.client))
+                if peer is not None and not self._door.has_room(peer, len(step.data)):
+                    break  # until it has read what waits for it, or is ejected
                 self._deliver(step)
                 desk.finish(step)
             elif step is not None:
@@ -190,7 +195,7 @@ class Gateway:
                 self.office.take(desk, ask, request, reply)
             self.office.touched.add(desk.room)
 
-        self._link.run(call(self._link, request), done)
+        self._link.carry_out(request, done)
 
     def _deliver(self, message: RoomMessage) -> None:
         peer = self._members.get((message.room, message.client))
@@ -347,6 +352,8 @@ class Gateway:
 
     def _eject(self, peer: Peer, room: str, reason: str) -> None:
         self._forget(peer, room)
+        if len(peer.gone) >= _GONE_MOST:
+            peer.gone.clear()
         peer.gone[room] = reason
         self._door.put_always(peer, protocol.ejection(room, reason))
 

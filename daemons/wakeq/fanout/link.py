@@ -14,7 +14,7 @@ import redis.crc
 
 from wakeq.backoff import Backoff
 from wakeq.errors import UnavailableError, WakeqError
-from wakeq.fanout.calling import Steps
+from wakeq.fanout.calling import Steps, call
 from wakeq.fanout.rooms import Request
 from wakeq.redis_url import RedisURL
 from wakeq.wakeup.loop import Loop
@@ -99,6 +99,19 @@ class Link:
         _, slot, address = str(error).split(" ")[:3]
         self._owners[int(slot)] = address
         return True
+
+    def carry_out(self, request: Request, done: Done) -> None:
+        """Carry out a request that may be repeated, as `run` does with `call`, and quicker."""
+
+        def take(reply: Any) -> None:
+            if isinstance(reply, Exception):
+                steps = call(self, request)
+                next(steps)
+                self._go_on(steps, reply, done)
+            else:
+                done(reply, None)
+
+        self.ask(request, take)
 
     def run(self, steps: Steps, done: Done) -> None:
         """Do what a generator yields; `done` is called with its result, or the error it raised.

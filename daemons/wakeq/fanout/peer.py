@@ -5,6 +5,7 @@ when to send.
 """
 
 import contextlib
+import select
 import socket
 import time
 from collections import deque
@@ -41,6 +42,7 @@ class Peer:
         ended: nothing more comes.
         closed: it is given up.
         is_deaf: nobody reads what is sent.
+        is_held: a message waits elsewhere until all that waits here was taken.
         acks: how many acknowledgements are not answered yet.
         heard_at: when something came, monotonic.
         moved_at: when the other side has last taken something that waited, monotonic.
@@ -49,8 +51,8 @@ class Peer:
 
     __slots__ = (
         *("_cost", "_lines", "_out", "_rest", "_skips", "acks", "behind_since", "busy"),
-        *("client", "closed", "ended", "fd", "gone", "heard_at", "interest", "is_deaf", "limits"),
-        *("moved_at", "patience", "rooms", "sock", "unsent"),
+        *("client", "closed", "ended", "fd", "gone", "heard_at", "interest", "is_deaf", "is_held"),
+        *("limits", "moved_at", "patience", "rooms", "sock", "unsent"),
     )
 
     def __init__(self, sock: socket.socket, client: str, limits: Limits) -> None:
@@ -61,7 +63,7 @@ class Peer:
         self.rooms: dict[str, str] = {}
         self.patience: dict[str, float] = {}
         self.gone: dict[str, str] = {}
-        self.busy = self.ended = self.closed = self.is_deaf = False
+        self.busy = self.ended = self.closed = self.is_deaf = self.is_held = False
         self.acks = 0
         self.unsent = 0
         self.heard_at = self.moved_at = time.monotonic()
@@ -72,6 +74,12 @@ class Peer:
         self._rest = bytearray()
         self._skips = False  # the rest of a line that is too long
         self._out: deque[bytes] = deque()
+
+    @property
+    def is_odd(self) -> bool:
+        """Tell whether it is anything but connected, without a line to be read, and not behind."""
+        odd = self._lines or self.behind_since or self.is_held or self.ended or self.closed
+        return bool(odd) or self.interest != select.EPOLLIN
 
     # -- what comes --------------------------------------------------------------------------
 
@@ -148,8 +156,8 @@ class Peer:
 
     @property
     def is_behind(self) -> bool:
-        """Tell whether more than half of what may wait does."""
-        return self.unsent * 2 > self.limits.unread
+        """Tell whether more than half of what may wait does, or all that may."""
+        return self.unsent * 2 > self.limits.unread or (self.is_held and self.unsent > 0)
 
     def has_room(self, size: int) -> bool:
         """Tell whether a line of a size may wait, too."""
@@ -178,8 +186,11 @@ class Peer:
             if len(out) == 1:
                 piece = out[0]
             else:
-                piece = b"".join([out.popleft() for _ in range(min(len(out), _PIECES))])
-                out.appendleft(piece)
+                some = min(len(out), _PIECES)
+                piece = b"".join(out if some == len(out) else [out[i] for i in range(some)])
+                for _ in range(some - 1):
+                    out.popleft()
+                out[0] = piece
             try:
                 sent = self.sock.send(piece)
             except BlockingIOError:

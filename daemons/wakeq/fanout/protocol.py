@@ -5,7 +5,7 @@ It reads requests, and writes answers and events. It does no I/O, and knows noth
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from wakeq.errors import RefusedError, RoomError, UnavailableError
@@ -66,7 +66,28 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-_decode = json.JSONDecoder(parse_constant=_no_constant).decode
+_decoder = json.JSONDecoder(parse_constant=_no_constant)
+_decode = _decoder.decode
+_scan = vars(_decoder)["scan_once"]
+_DONE = b'{"ref":null,"ok":true}\n'
+
+
+def _value(line: bytes) -> Any:
+    try:
+        text = line.decode()
+        try:
+            found, end = _scan(text, 0)
+        except StopIteration:
+            end = -1
+        if end != len(text):  # space around it, or it is no JSON
+            found = _decode(text)
+    except UnicodeDecodeError:
+        raise BadRequest("bad-line", "the line is not UTF-8") from None
+    except RecursionError:
+        raise BadRequest("bad-line", "the line is nested too deeply") from None
+    except ValueError as error:
+        raise BadRequest("bad-line", f"the line is not JSON: {error}") from None
+    return found
 
 
 def read(line: bytes) -> Asked:
@@ -75,14 +96,7 @@ def read(line: bytes) -> Asked:
     Raises:
         BadRequest: it is none.
     """
-    try:
-        found = _decode(line.decode())
-    except UnicodeDecodeError:
-        raise BadRequest("bad-line", "the line is not UTF-8") from None
-    except RecursionError:
-        raise BadRequest("bad-line", "the line is nested too deeply") from None
-    except ValueError as error:
-        raise BadRequest("bad-line", f"the line is not JSON: {error}") from None
+    found = _value(line)
     if type(found) is not dict:
         raise BadRequest("bad-line", "the line is not a JSON object")
     ref = found.pop("ref", None)
@@ -90,13 +104,15 @@ def read(line: bytes) -> Asked:
     known = _FIELDS.get(op) if isinstance(op, str) else None
     if known is None:
         what = "there is no op" if op is None else f"unknown op {_short(op)}"
-        hint = nearest(op, _FIELDS) if isinstance(op, str) else ""
-        raise BadRequest("bad-request", what + hint, ref)
+        raise BadRequest("bad-request", what + _hint(op, _FIELDS), ref)
     for name, value in found.items():
-        if name not in known:
-            text = f"{op} has no field {_short(name)}{nearest(name, (*known, 'ref'))}"
+        rule = known.get(name)
+        if rule is not None and type(value) is rule[0]:
+            continue  # by far the most frequent
+        if rule is None:
+            text = f"{op} has no field {_short(name)}{_hint(name, (*known, 'ref'))}"
             raise BadRequest("bad-request", text, ref)
-        kind, what, _ = known[name]
+        kind, what, _ = rule
         if kind is not object and not _is(kind, value):
             text = f"{name} must be {what}, not {_short(value)}"
             raise BadRequest("bad-request", text, ref)
@@ -110,6 +126,11 @@ def _is(kind: type, value: object) -> bool:
     if isinstance(value, bool):
         return False
     return isinstance(value, int | float if kind is float else kind)
+
+
+def _hint(word: object, known: Iterable[str]) -> str:
+    # Of a long one it would take long.
+    return nearest(word, known) if isinstance(word, str) and len(word) <= _SHOWN else ""
 
 
 def _short(value: object) -> str:
@@ -140,6 +161,8 @@ def _ref(ref: object) -> bytes:
 
 def granted(ref: object, more: Mapping[str, object] | None = None) -> bytes:
     """Return the answer to a request that was carried out."""
+    if ref is None and more is None:
+        return _DONE
     tail = b"," + as_json(more)[1:] if more else b"}"
     return b'{"ref":%b,"ok":true%b\n' % (_ref(ref), tail)
 
@@ -165,9 +188,9 @@ def code_of(error: BaseException) -> str:
 
 def delivery(room: str, message: Queued, oob: bool) -> bytes:
     """Return the event that a message is."""
-    head = {"event": "message", "room": room, "id": message.id}
+    head = b'{"event":"message","room":%b,"id":%b' % (as_json(room), as_json(message.id))
     tail = b'"producer":%b,"oob":%b}\n' % (as_json(message.producer), b"true" if oob else b"false")
-    return b"%b,%b,%b" % (as_json(head)[:-1], _data(message.data), tail)
+    return b"%b,%b,%b" % (head, _data(message.data), tail)
 
 
 def ejection(room: str, reason: str) -> bytes:
@@ -185,12 +208,15 @@ def _data(raw: bytes) -> bytes:
         value = _decode(text)
     except (ValueError, RecursionError):
         return b'"data":%b' % as_json(text)
+    # What others sent may have line ends in it, between its parts.
+    in_lines = b"\n" in raw or b"\r" in raw
+    if isinstance(value, str | int | None) and not in_lines:
+        return b'"data":%b' % raw
     try:
         compact = as_json(value)
     except ValueError:  # a number too large for this language
         return b'"data":%b' % as_json(text)
-    # What others sent may have line ends in it, between its parts.
-    return b'"data":%b' % (compact if b"\n" in raw or b"\r" in raw else raw)
+    return b'"data":%b' % (compact if in_lines else raw)
 
 
 def queued(message: Queued) -> dict[str, object]:

@@ -1,0 +1,137 @@
+"""The parts of wakeq-fanout that need no server: its lines, and what a connection does."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wakeq.fanout import protocol
+from wakeq.fanout.peer import Limits, Peer
+from wakeq.fanout.records import Queued
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)  # fmt: skip
+LIMITS = Limits(line=100, unread=1000)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Peer, socket.socket]]:
+    """A connection, and its other end."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    peer = Peer(ours, "client", LIMITS)
+    yield peer, theirs
+    peer.close()
+    theirs.close()
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_a_line_is_a_request_or_an_error_with_a_text(line: bytes) -> None:
+    try:
+        asked = protocol.read(line)
+    except protocol.BadRequest as error:
+        assert error.code in ("bad-line", "bad-request")
+        assert 0 < len(str(error)) < 300
+        json.loads(protocol.refused(error.ref, error.code, str(error)))
+    else:
+        assert asked.op
+
+
+@given(JSON, JSON)
+def test_data_and_refs_come_back_as_they_were(data: object, ref: object) -> None:
+    line = json.dumps({"op": "send", "room": "r", "data": data, "ref": ref}).encode()
+    asked = protocol.read(line)
+    message = Queued("1" * 16, protocol.as_json(asked.fields["data"]), "p", 1)
+    event = protocol.delivery("r", message, oob=False)
+    assert event.count(b"\n") == 1
+    assert json.loads(event)["data"] == data
+    assert protocol.queued(message)["data"] == data
+    assert json.loads(protocol.granted(asked.ref))["ref"] == ref
+
+
+@given(st.binary())
+def test_whatever_was_sent_by_others_is_an_event_of_one_line(raw: bytes) -> None:
+    event = protocol.delivery("r\n", Queued("1" * 16, raw, "p\n", 1), oob=True)
+    assert event.count(b"\n") == 1
+    assert event.endswith(b"\n")
+    assert json.loads(event)["event"] == "message"
+    protocol.as_json(protocol.queued(Queued("1" * 16, raw, "p", 1)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 1000])
+def test_lines_are_the_same_in_whatever_pieces_they_come(
+    pair: tuple[Peer, socket.socket], size: int
+) -> None:
+    peer, theirs = pair
+    raw = b"one\n\n  \r\n" + b"x" * 100 + b"\n" + b"y" * 101 + b"\n" + b"z" * 250 + b"\ntwo\nlast"
+    for start in range(0, len(raw), size):
+        theirs.sendall(raw[start : start + size])
+        peer.receive()
+    theirs.close()
+    while not peer.ended:
+        peer.receive()
+    lines = [peer.next_line() for _ in iter(lambda: peer.has_line, False)]
+    assert lines == [b"one", b"x" * 100, None, None, b"two", b"last"]
+
+
+def test_more_is_wanted_only_while_not_too_much_waits(pair: tuple[Peer, socket.socket]) -> None:
+    peer, theirs = pair
+    assert peer.wants_more
+    theirs.setblocking(False)
+    while peer.wants_more:
+        theirs.send(b"x\n" * 100)
+        peer.receive()
+    while peer.has_line:
+        peer.next_line()
+    assert peer.wants_more
+    peer.put(b"x" * 501)
+    assert not peer.wants_more
+    assert not peer.has_room(500)
+    assert peer.has_room(499)
+
+
+def test_what_waits_is_dropped_behind_the_line_that_was_begun(
+    pair: tuple[Peer, socket.socket],
+) -> None:
+    peer, theirs = pair
+    long = b"x" * 2_000_000 + b"\n"
+    peer.put(long)
+    peer.put(b"dropped\n")
+    peer.send()
+    assert 0 < peer.unsent < len(long) + 8
+    peer.put(b"dropped, too\n")
+
+    peer.drop_unsent()
+    peer.put(b"last\n")
+
+    received = b""
+    while peer.unsent:
+        received += theirs.recv(1_000_000)
+        peer.send()
+    theirs.settimeout(10)
+    while not received.endswith(b"last\n"):
+        received += theirs.recv(1_000_000)
+    assert received == long + b"last\n"
+
+
+def test_who_hangs_up_is_read_to_the_end_and_written_to_no_more(
+    pair: tuple[Peer, socket.socket],
+) -> None:
+    peer, theirs = pair
+    theirs.sendall(b"one\ntwo\n")
+    theirs.close()
+    peer.put(b"answer\n")
+    peer.send()
+    assert (peer.is_deaf, peer.unsent) == (True, 0)
+    while not peer.ended:
+        peer.receive()
+    assert [peer.next_line(), peer.next_line()] == [b"one", b"two"]
