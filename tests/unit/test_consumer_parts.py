@@ -69,6 +69,13 @@ def test_a_process_of_another_boot_is_gone_however_it_is_written(name: str) -> N
     assert process.pid_of(name)
 
 
+def test_a_process_that_lives_is_not_gone_whatever_boot_it_says() -> None:
+    _, namespace, pid, start = process.describe_self().split("/")
+    assert not process.is_gone(f"other-boot/{namespace}/{pid}/{start}")
+    assert process.is_gone(f"other-boot/{namespace}/{pid}/{int(start) - 1}")
+    assert process.is_gone(f"other-boot/{int(namespace) + 1}/{pid}/{start}")
+
+
 def test_a_process_of_this_boot_that_is_no_number_is_not_known_to_be_gone() -> None:
     boot, namespace, _, _ = process.describe_self().split("/")
     assert not process.is_gone(f"{boot}/{namespace}/x/1")

@@ -25,7 +25,8 @@ def is_gone(process: str) -> bool:
     boot, namespace, pid, start = (*process.split("/"), "", "", "")[:4]
     own_boot, own_namespace, _, _ = describe_self().split("/")
     if boot != own_boot:
-        return True
+        # In a container, one that is sandboxed may see the boot of the machine below.
+        return namespace != own_namespace or not _is_process(pid, start)
     if namespace != own_namespace or not pid.isdigit():
         return False
     started = _start_time(int(pid))
@@ -59,6 +60,10 @@ def _is_here(process: str) -> bool:
 def pid_of(process: str) -> str:
     """Return the process id, for a person to read."""
     return [*process.split("/"), "?", "?", "?"][2]
+
+
+def _is_process(pid: str, start: str) -> bool:
+    return pid.isdigit() and bool(start) and _start_time(int(pid)) == start
 
 
 def _start_time(pid: int) -> str | None:
