@@ -230,6 +230,23 @@ def test_a_clock_of_redis_that_is_set_back_does_not_stop_it(clock: list[float]) 
     assert stage.request == sent(2, back + MICRO)
 
 
+def test_a_clock_that_was_set_back_costs_one_interval_however_often_it_looks(
+    clock: list[float],
+) -> None:
+    stage = Stage(interval=70.0)
+    stage.emitter.begin()
+    ahead = NOW + 3600 * MICRO
+    stage.say(5, ahead)
+    for seconds in (30, 60):
+        assert stage.tick() == 30
+        clock[0] = 100.0 + seconds
+        assert stage.request == [0, 0, "stream", TOKEN]
+        stage.say(5, ahead, now=NOW + seconds * MICRO)
+    clock[0] += 10.001
+    assert stage.tick() == pytest.approx(10.0, abs=0.01)
+    assert stage.request == sent(6, NOW + 70 * MICRO)
+
+
 def test_nothing_due_for_long_is_looked_at_again(clock: list[float]) -> None:
     stage = Stage(calendar="*-*-* 00:00:00 UTC")
     stage.emitter.begin()

@@ -89,7 +89,8 @@ class Emitter:
         self._emits = False
         self._term = 0  # how often it was told to; what was begun before counts no more
         self._seq = 0  # of the last emission, by Redis
-        self._last: int | None = None  # the time to count from: that which it was for
+        self._at = b""  # the time which that was for
+        self._last: int | None = None  # the time to count from: that, as a rule
         self._clock = (0, 0.0)  # of Redis, and the monotonic one when that came
         self._made: tuple[int, int, list[Items]] | None = None  # number, time, messages to send
         self._made_up = 0
@@ -147,8 +148,10 @@ class Emitter:
         self._backoff.reset()
         self._clock = (int(now), time.monotonic())
         self._seq = seq
-        if at or self._last is None:  # else it waits for its very first time
+        if self._last is None or at != self._at or self._last > int(now):
+            # Else it is counted from where it was, which may be when a clock was found set back.
             self._last = self._timetable.anchor(int(at) if at else None, int(now))
+            self._at = at
         if self._made is not None and how in (b"done", b"before"):
             self.messages += len(self._made[2])
             self.last = time.monotonic()
