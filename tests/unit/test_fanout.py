@@ -46,6 +46,28 @@ def test_a_line_is_a_request_or_an_error_with_a_text(line: bytes) -> None:
         assert asked.op
 
 
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+def test_a_line_may_be_nested_a_hundred_times_and_no_further() -> None:
+    line = b'{"op":"send","room":"r","data":%b}'
+    assert protocol.read(line % nested(100)).fields["data"]
+    assert protocol.read(line % (b"[" + b",".join([nested(99)] * 200) + b"]"))
+    for depth in (101, *range(960, 1000), 100_000):
+        with pytest.raises(protocol.BadRequest, match="nested too deeply"):
+            protocol.read(line % nested(depth))
+
+
+def test_what_others_sent_and_is_nested_further_is_text() -> None:
+    for depth in (200, *range(960, 1000), 100_000):
+        message = Queued("1" * 16, nested(depth), "p", 1)
+        event = json.loads(protocol.delivery("r", message, oob=False))
+        assert event["data"] == nested(depth).decode()
+        found = protocol.granted(None, {"messages": [protocol.queued(message)]})
+        assert json.loads(found)["messages"][0]["data"] == nested(depth).decode()
+
+
 @given(JSON, JSON)
 def test_data_and_refs_come_back_as_they_were(data: object, ref: object) -> None:
     line = json.dumps({"op": "send", "room": "r", "data": data, "ref": ref}).encode()

@@ -35,6 +35,8 @@ _FIELDS: dict[str, dict[str, tuple[type, str, bool]]] = {
 }  # fmt: skip
 _REQUIRED = {op: [name for name in of if of[name][2]] for op, of in _FIELDS.items()}
 _SHOWN = 40  # characters of what was wrong
+# Arrays and objects in one another; far less than what Python can write or read again.
+_NESTED_MOST = 100
 
 _plain = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _escaped = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -87,7 +89,27 @@ def _value(line: bytes) -> Any:
         raise BadRequest("bad-line", "the line is nested too deeply") from None
     except ValueError as error:
         raise BadRequest("bad-line", f"the line is not JSON: {error}") from None
+    if _is_deep(line, found):
+        raise BadRequest("bad-line", "the line is nested too deeply")
     return found
+
+
+def _is_deep(raw: bytes, value: object) -> bool:
+    """Tell whether JSON has more arrays and objects in one another than we take."""
+    if raw.count(b"[") + raw.count(b"{") <= _NESTED_MOST:
+        return False
+    level = [value]
+    for _ in range(_NESTED_MOST + 1):
+        if not level:
+            return False
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+        level = [one for one in inner if isinstance(one, dict | list)]
+    return bool(level)
 
 
 def read(line: bytes) -> Asked:
@@ -207,6 +229,8 @@ def _data(raw: bytes) -> bytes:
     try:
         value = _decode(text)
     except (ValueError, RecursionError):
+        return b'"data":%b' % as_json(text)
+    if _is_deep(raw, value):
         return b'"data":%b' % as_json(text)
     # What others sent may have line ends in it, between its parts.
     in_lines = b"\n" in raw or b"\r" in raw
