@@ -208,6 +208,24 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(host: BridgeHost) -> 
     assert daemon.stop() == 0
 
 
+def test_the_only_message_is_given_again_to_the_worker_that_died_with_it(host: BridgeHost) -> None:
+    code = """
+import os
+def transform(message):
+    try:
+        os.open(__file__ + ".died", os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        return message.body
+    os._exit(1)
+"""
+    host.configure(transform=host.code(code), workers=2)
+    daemon = host.start(workers=2)
+    host.wait_begun()
+    host.publish("once")
+    host.wait_entries(1)
+    assert daemon.stop() == 0
+
+
 def test_a_message_is_handled_by_whichever_worker_has_time(host: BridgeHost) -> None:
     code = """
 import time

@@ -210,6 +210,14 @@ def test_elements_are_taken_and_removed_with_the_publish(bridges: Bridges) -> No
     assert bridges.move(2, "2", "3", most=0) == [b"3"]
     assert bridges.bodies() == [b"0", b"1", b"2", b"3"]
     assert bridges.client.lrange(LIST, 0, -1) == [b"4"]
+    assert bridges.client.smembers(TAKERS) == set(), "it takes no more"
+
+
+def test_who_waits_for_an_element_is_known_to_have_it_soon(bridges: Bridges) -> None:
+    assert bridges.move("") == [b"1"]
+    assert bridges.client.smembers(TAKERS) == {b"w"}
+    bridges.client.rpush(TAKEN, "a")  # what its BLMOVE was given when it died
+    assert bridges.move("", most=0) == [b"1", b"a"]
     assert bridges.client.smembers(TAKERS) == {b"w"}
 
 

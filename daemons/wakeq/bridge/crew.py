@@ -119,11 +119,12 @@ class Crew:
 
     def pump(self) -> None:
         """Give messages to those that wait for some: the end of a turn."""
+        for worker in [worker for worker in self._waiting if worker.wants and worker.again]:
+            self._waiting.remove(worker)
+            worker.give(worker.again.popleft())
         while self._waiting:
             worker = self._waiting[0]
-            if worker.wants and worker.again:
-                batch = worker.again.popleft()
-            elif worker.wants:
+            if worker.wants:
                 most = max(1, min(_MOST, int(_BATCH_SECONDS / self._each)))
                 runs, entry = self._supply(most, _MOST_BYTES)
                 if not runs:

@@ -27,6 +27,9 @@ from wakeq.wire import Argument
 
 # How long a batch is remembered: a worker that is not back by then will not send it again.
 _KEEP_MS = 3_600_000
+# Redis forgets one who waits for an element well before the worker counts as gone (30 s), so that
+# none is given to it then; and what a lost connection was given is found by looking again.
+_WAIT_SECONDS = 10
 # What is taken of a list at once: Redis is busy with it for a few milliseconds.
 _MOST = 250
 _MOST_BYTES = 1 << 20
@@ -190,7 +193,8 @@ class Mover:
     def _wait(self) -> None:
         """Wait for an element, which is taken then."""
         try:
-            self._writer.block("BLMOVE", self._source, self._taken, self._end, "RIGHT", 0)
+            command = ("BLMOVE", self._source, self._taken, self._end, "RIGHT", _WAIT_SECONDS)
+            self._writer.block(*command)
             poll = select.poll()
             poll.register(self._desk.talk.fileno(), select.POLLIN)
             poll.register(self._writer.fileno(), select.POLLIN)

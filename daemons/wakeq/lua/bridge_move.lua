@@ -65,8 +65,10 @@ if #batch == 0 and tonumber(ARGV[6]) > 0 then
     size = size + #element
   end
 end
-if #batch > 0 then
-  redis.call('SADD', KEYS[7], ARGV[4])
+if #batch > 0 or tonumber(ARGV[6]) > 0 then
+  redis.call('SADD', KEYS[7], ARGV[4]) -- who is given none waits for one in KEYS[6]
+else
+  redis.call('SREM', KEYS[7], ARGV[4])
 end
 table.insert(batch, 1, string.format('%d', number))
 return batch
