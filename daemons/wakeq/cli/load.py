@@ -97,7 +97,7 @@ class Pace:
         # The next round: all workers at once, then a pause.
         due_at = self._begin + self._given * self._interval
         if due_at > now:
-            time.sleep(due_at - now)
+            time.sleep(due_at - now)  # the rate that was asked for
             now = due_at
         rounds = int((now - self._begin) / (self._interval * self._together)) + 1
         due = rounds * self._together - self._given

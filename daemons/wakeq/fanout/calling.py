@@ -90,8 +90,9 @@ def call_all(servers: Any, requests: Sequence[Request], tries: int = _TRIES) -> 
             found = yield some
         for request, reply in zip(some, found, strict=True):
             if reply is None or isinstance(reply, Exception):
-                reply = yield from call(servers, request, tries=tries)  # noqa: PLW2901
-            replies.append(reply)
+                replies.append((yield from call(servers, request, tries=tries)))
+            else:
+                replies.append(reply)
     return replies
 
 
@@ -112,7 +113,7 @@ def drive(servers: Any, steps: Steps, carry_out: Callable[[Request], Any] | None
         if isinstance(step, Request):
             outcome = carry_out(step) if carry_out else _carry_out(servers, step)
         elif isinstance(step, float):
-            time.sleep(step)
+            time.sleep(step)  # the pause before another try, in the caller's own thread
             outcome = None
         else:
             outcome = _carry_out_all(servers, step)
