@@ -174,7 +174,8 @@ class FaultHost(ConsumerHost):
                 f"{error}: {missing} of {len(published)} were not handled, {self.pending()} are"
                 f" pending; printed:\n{self.output[-3000:]}"
             ) from None
-        assert self.repeats().total() <= duplicates
+        repeats = self.repeats()
+        assert repeats.total() <= duplicates, (repeats, self.output[-3000:])
         if counted:
             assert self.counter() == len(self.published)
 

@@ -119,7 +119,7 @@ def test_a_redis_that_is_killed_and_restarted_under_load_loses_nothing(
     server = redis_server("--appendonly", "yes", "--appendfsync", "always")
     host = FaultHost(short_dir, server)
     try:
-        host.use("slow", concurrency=2)
+        host.use("slow", concurrency=2, prefetch=10)
         process = ready(host)
         for _ in range(4):
             host.fill(300)
@@ -496,7 +496,8 @@ def test_what_comes_after_the_loss_of_the_group_is_handled_by_a_waiting_consumer
 def test_what_comes_after_the_loss_of_the_group_is_handled_under_load(
     host: FaultHost, fault: str
 ) -> None:
-    host.use("slow", concurrency=2)
+    # What is in hand is bounded by number: how long each step takes is the machine's affair.
+    host.use("slow", concurrency=2, prefetch=10)
     process = ready(host)
     times = 5
     with load(host):
