@@ -229,7 +229,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def send_out_of_band(self) -> None:
         """Somebody sends to all who are there."""
-        message_id, count = self.step(Rooms().send_out_of_band(R, b"\0now\r\n", ""))
+        message_id, count, _ = self.step(Rooms().send_out_of_band(R, b"\0now\r\n", ""))
         assert count == self.model.send_out_of_band(message_id.decode())
         for client in self.model.state.members:
             self.seen_oob.setdefault(client, [])

@@ -262,6 +262,57 @@ def test_out_of_band_messages_go_to_all_at_once(
     assert not redis.client().exists(log)
 
 
+def test_a_burst_out_of_band_is_refused_rather_than_lost(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    release, seen = threading.Event(), Seen()
+
+    def handle(message: RoomMessage) -> None:
+        release.wait(60)
+        seen(message)
+
+    with kind(handle, redis.url) as worker:
+        try:
+            worker.subscribe("r", "a")
+            sent = []
+            with pytest.raises(RoomError, match="has not read 1000 messages") as caught:
+                for number in range(5000):
+                    sent.append(str(number))
+                    rooms.send_out_of_band("r", sent[-1])
+            sent.pop()
+        finally:
+            release.set()
+        assert caught.value.code == "full"
+        seen.wait(len(sent))
+        assert seen.of("a") == sent
+        assert worker.metrics().missed == rooms.room_metrics("r").missed == 0
+
+
+def test_what_an_async_client_misses_beside_sync_ones_is_counted_and_logged(
+    kind: Any, rooms: FanoutClient, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    release, seen = threading.Event(), Seen()
+
+    def handle(message: RoomMessage) -> None:
+        release.wait(60)
+        seen(message)
+
+    with kind(handle, redis.url) as worker:
+        try:
+            worker.subscribe("r", "a", mode="async")
+            rooms.subscribe("r", "b", "reads nothing")
+            for number in range(1400):
+                rooms.ack("r", "b", rooms.send("r", str(number)))
+        finally:
+            release.set()
+        wait_until(lambda: worker.metrics().missed)
+        rooms.send_out_of_band("r", "the last one")
+        wait_until(lambda: seen.of("a")[-1:] == ["the last one"])
+        missed = 1401 - len(seen.messages)
+        assert worker.metrics().missed == rooms.room_metrics("r").missed == missed
+    assert f"room r: {missed} messages were removed before they were read here" in caplog.messages
+
+
 def test_async_clients_are_given_a_long_backlog_whole(
     kind: Any, rooms: FanoutClient, redis: RedisServer
 ) -> None:

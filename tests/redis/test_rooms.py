@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from redis.exceptions import NoScriptError
 
 from redis_servers import Cluster, RedisServer, wait_until
 from wakeq import AsyncFanoutClient, FanoutClient, RoomError, keys
 from wakeq.errors import UnavailableError, WakeqError
+from wakeq.fanout.records import read_message
+from wakeq.fanout.rooms import Request, Rooms
 
 # redis-py before 4.6 leaves the socket of a failed connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -290,6 +293,115 @@ def test_where_only_async_clients_are_messages_wait_for_nobody(rooms: FanoutClie
     rooms.send("r", "2")
     metrics = rooms.room_metrics("r")
     assert (metrics.backlog, metrics.rounds, metrics.outstanding) == (0, 2, "")
+
+
+class Reader:
+    """A worker that has a client and reads the log of a room when it is told to.
+
+    Attributes:
+        seen: what it has read, as text.
+    """
+
+    def __init__(self, redis: RedisServer, name: str) -> None:
+        self._rooms = Rooms(name)
+        self._redis = redis.client()
+        self._read: int | None = None
+        self.seen: list[str] = []
+
+    def ask(self, request: Request) -> Any:
+        try:
+            return self._redis.execute_command(*request.command)
+        except NoScriptError:
+            assert request.send_whole()
+            return self._redis.execute_command(*request.command)
+
+    def look(self) -> None:
+        self.ask(self._rooms.look("r", 1000, -1, False, []))
+
+    def read(self) -> bool:
+        """Read on, and say that what was read before is done; tell whether there was something."""
+        _, _, after, entries = self.ask(self._rooms.read("r", self._read, self._read))
+        self._read = entries[-3] if entries else after
+        self.seen += [read_message(raw).text() for raw in entries[2::3]]
+        return bool(entries)
+
+    def read_all(self) -> None:
+        while self.read():
+            pass
+
+
+def test_a_backlog_waits_for_the_slowest_of_the_async_clients(
+    rooms: FanoutClient, redis: RedisServer
+) -> None:
+    slow, quick = Reader(redis, "slow"), Reader(redis, "quick")
+    expected = [str(number) for number in range(3000)]
+    rooms.subscribe("r", "a", "slow", mode="async")
+    rooms.subscribe("r", "b", "quick", mode="async")
+    for text in expected:
+        rooms.send("r", text)
+    for _ in range(40):
+        slow.look()
+        quick.read()
+    assert rooms.room_metrics("r").backlog >= 2000
+    slow.read()
+    for _ in range(40):
+        slow.read_all()
+        quick.read_all()
+    assert slow.seen == quick.seen == expected
+    metrics = rooms.room_metrics("r")
+    assert (metrics.backlog, metrics.missed) == (0, 0)
+
+
+def test_an_observer_holds_up_nobody_and_what_it_misses_is_counted(
+    rooms: FanoutClient, redis: RedisServer
+) -> None:
+    observer, quick = Reader(redis, "observer"), Reader(redis, "quick")
+    expected = [str(number) for number in range(1500)]
+    rooms.subscribe("r", "a", "observer", mode="observer")
+    rooms.subscribe("r", "b", "quick", mode="async")
+    for text in expected:
+        rooms.send("r", text)
+        quick.read()
+    quick.read_all()
+    rooms.send_out_of_band("r", "now")
+    quick.read_all()
+    assert quick.seen == [*expected, "now"]
+    observer.read_all()
+    assert observer.seen == [*expected, "now"][-len(observer.seen) :]
+    missed = rooms.room_metrics("r").missed
+    assert missed == 1501 - len(observer.seen) > 0
+    assert rooms.metrics().missed == missed
+
+
+def test_out_of_band_messages_are_refused_before_one_who_is_waited_for_misses_any(
+    rooms: FanoutClient, redis: RedisServer
+) -> None:
+    slow, quick = Reader(redis, "slow"), Reader(redis, "quick")
+    rooms.subscribe("r", "a", "slow")
+    rooms.subscribe("r", "b", "quick", mode="async")
+    rooms.subscribe("r", "c", "has no process")
+    slow.read()
+    quick.read()
+    expected = [str(number) for number in range(1000)]
+    for text in expected:
+        rooms.send_out_of_band("r", text)
+    with pytest.raises(RoomError, match="worker slow has not read 1000 messages") as caught:
+        quick.read_all()
+        rooms.send_out_of_band("r", "one more")
+    assert caught.value.code == "full"
+    assert rooms.room_metrics("r").refused == 1
+    slow.read_all()
+    rooms.send_out_of_band("r", "again")
+    slow.read_all()
+    assert slow.seen == [*expected, "again"]
+    rooms.unsubscribe("r", "c")
+    # Where there are no sync clients, async ones are waited for; beside them they are not.
+    rooms.unsubscribe("r", "a")
+    for _ in range(999):
+        rooms.send_out_of_band("r", "x")
+    assert refused(rooms.send_out_of_band, "r", "one more") == "full"
+    rooms.subscribe("r", "a", "slow")
+    rooms.send_out_of_band("r", "for all")
 
 
 def test_a_full_line_is_an_error_to_the_sender(

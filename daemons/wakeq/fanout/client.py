@@ -111,7 +111,13 @@ class FanoutClient(_Client):
         return str(drive(self._servers, self._core.send(room, data, producer, priority)))
 
     def send_out_of_band(self, room: str, data: object, *, producer: str = "") -> str:
-        """Send a message to all who are clients now, at once; return its id. See `send`."""
+        """Send a message to all who are clients now, at once; return its id. See `send`.
+
+        Raises:
+            RoomError: `full`: a worker with clients that are waited for has a thousand messages of
+                the room before it; it would miss some.
+            UnavailableError: Redis cannot be reached; it may have been sent.
+        """
         return str(drive(self._servers, self._core.send_out_of_band(room, data, producer)))
 
     def ack(self, room: str, client_id: str | Iterable[str], message_id: str) -> None:

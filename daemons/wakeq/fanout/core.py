@@ -81,7 +81,10 @@ class Core:
     def send_out_of_band(self, room: str, data: object, producer: str) -> Steps:
         producer = checked("producer", producer) if producer else ""
         request = self.rooms.send_out_of_band(room, rooms.encode(data), producer)
-        message_id, _ = yield from call(self.servers, request, repeatable=False)
+        reply = yield from call(self.servers, request, repeatable=False)
+        message_id, count, worker = reply
+        if not message_id:
+            raise rooms.is_behind(room, worker.decode(), count)
         return message_id.decode()
 
     def ack(self, room: str, clients: str | Iterable[str], message_id: str) -> Steps:

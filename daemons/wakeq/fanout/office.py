@@ -127,7 +127,11 @@ class Office:
         elif ask.what == "look":
             desk.take_look(ask, reply)
         else:
+            missed = self.tally.missed
             desk.take_read(reply)
+            if missed := self.tally.missed - missed:
+                log.warning("room %s: %d messages were removed before they were read here",
+                            desk.room, missed)  # fmt: skip
         pause, desk.check_in = desk.check_in, None
         if pause is not None:
             self.after(pause, desk, desk.doubt_look)

@@ -76,6 +76,7 @@ class RoomMetrics(NamedTuple):
         rounds: how many were delivered.
         acknowledged, timeouts: how many acknowledgements there were, and time-outs.
         dropped, refused: messages that nobody was there for, and for which there was no room.
+        missed: how many were removed before a worker had read them; see `rooms`.
     """
 
     room: str
@@ -93,6 +94,7 @@ class RoomMetrics(NamedTuple):
     timeouts: int
     dropped: int
     refused: int
+    missed: int
 
     @property
     def is_empty(self) -> bool:
@@ -120,7 +122,7 @@ class Metrics(NamedTuple):
         rooms: how many there are with a client or a message.
         waiting_rooms: how many of them have a backlog.
         clients, backlog: of all rooms together.
-        sent, oob, rounds, acknowledged, timeouts, dropped, refused: the same.
+        sent, oob, rounds, acknowledged, timeouts, dropped, refused, missed: the same.
         top: the rooms that have most of what was asked for, most first.
     """
 
@@ -135,6 +137,7 @@ class Metrics(NamedTuple):
     timeouts: int
     dropped: int
     refused: int
+    missed: int
     top: list[RoomMetrics]
 
 
@@ -166,7 +169,7 @@ def read_metrics(room: str, reply: Sequence[Any]) -> RoomMetrics:
     """Return the figures in a reply of room_state.lua."""
     now_us, pairs, message, backlog, clients, sync, waiting, oldest = reply[:8]
     figures = {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
-    names = ("sent", "oob", "round", "acknowledged", "timeouts", "dropped", "refused")
+    names = ("sent", "oob", "round", "acknowledged", "timeouts", "dropped", "refused", "missed")
     sums = [int(figures.get(name, 0)) for name in names]
     delay = max(0.0, (now_us - int(oldest)) / 1e6) if oldest else 0.0
     released = figures.get("released")
@@ -191,7 +194,7 @@ def read_state(room: str, reply: Sequence[Any]) -> RoomState:
 def add_up(found: Sequence[RoomMetrics], top: list[RoomMetrics]) -> Metrics:
     """Return the figures of all rooms."""
     live = [one for one in found if not one.is_empty]
-    names = ("sent", "oob", "rounds", "acknowledged", "timeouts", "dropped", "refused")
+    names = ("sent", "oob", "rounds", "acknowledged", "timeouts", "dropped", "refused", "missed")
     return Metrics(
         rooms=len(live),
         waiting_rooms=sum(one.backlog > 0 for one in live),

@@ -21,8 +21,8 @@ taken once, to be reported. A round that nobody has acknowledged before all have
 in its old place. Somebody who joins is waited for from the next round on.
 
 Modes: a `sync` client is waited for; an `async` one has each message too, and is not; where only
-async ones are, messages are given to them one after the other. An `observer` sees what others get,
-and nothing is ever sent for its sake.
+async ones are, messages are given to them one after the other, as quickly as the slowest of them
+reads. An `observer` sees what others get, and nothing is ever sent for its sake.
 
 How a message gets to a client: each client belongs to a *worker*, which is one process (its name is
 its own) or several that share a name; then one of them has the room, by a lease in Redis, until it
@@ -30,7 +30,12 @@ leaves or has not renewed it. Nothing is handed over in flight, so nothing is lo
 it: the outstanding message and who has not acknowledged it stand in the room, and a worker asks for
 that (`look`). Out-of-band messages, and all messages while not only sync clients are there, stand
 in the room's log besides, numbered; a worker reads on from where it was (`read`), and Redis knows
-how far it was done. A number that was removed before it was read is missed, which is counted.
+how far it was done. The log is kept until all have done it, but of more than a thousand numbers the
+oldest are removed. For those who are waited for (sync clients, async ones where there are no
+others) that does not happen: what waits in line stays there as long as one of them has so much
+before it, and an out-of-band message is refused as `full`. Others miss what was removed before they
+have read it: observers, async clients beside sync ones, and sync ones what was out of band if a
+thousand rounds went on meanwhile. It is counted, by the worker and in the room, and logged.
 
 How a worker hears of it: on a channel of its own, whatever the rooms. What is rung there are the
 figures of the room (rounds, numbers in the log, time-outs, version of the worker's list of
@@ -269,3 +274,8 @@ def failures(failed: Sequence[Any]) -> Iterable[tuple[str, str]]:
 def is_full(room: str, length: int) -> RoomError:
     """Return the error that a send to a full room is."""
     return RoomError("full", f"room {room} is full: {length} messages wait")
+
+
+def is_behind(room: str, worker: str, count: int) -> RoomError:
+    """Return the error that an out-of-band send is of which somebody would miss others."""
+    return RoomError("full", f"room {room} is full: worker {worker} has not read {count} messages")

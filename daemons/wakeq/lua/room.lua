@@ -12,9 +12,12 @@
 -- KEYS[5]   wakeq:room:{R}:sync      SET     seats (worker NUL client) that are waited for
 -- KEYS[6]   wakeq:room:{R}:waiting   SET     those of them that have not acknowledged
 -- KEYS[7]   wakeq:room:{R}:workers   HASH    worker -> packed {how many clients, version of that
---                                            list, position in the log, process, its lease's end}
+--                                            list, position in the log, process, its lease's end,
+--                                            how many sync clients, how many async ones, 1
+--                                            if it has ever read the log, else 0}
 -- KEYS[8]   wakeq:room:{R}:log       STREAM  out-of-band messages, and all while not only sync
---                                            clients are there; ids are numbers, N-0; capped
+--                                            clients are there; ids are numbers, N-0; the last
+--                                            thousand of what not all workers have done
 -- KEYS[9]   wakeq:room:{R}:ejected   ZSET    client -> when it was timed out, ms; for an hour
 -- KEYS[10]  wakeq:room:{R}:timeouts  LIST    clients that were timed out, to be reported once
 -- ARGV[1]   room      R, as its users write it
@@ -36,6 +39,9 @@ local waiting, workers, log, ejected, timeouts = unpack(KEYS, 6, 10)
 local room, bell, caller, process = unpack(ARGV, 1, 4)
 -- Something changed that workers want to know of; something may have ended the round.
 local news, unsettled = false, false
+-- What a worker may have before it in the log, and how much of that what waits in line may take.
+local LOG_MOST, LINE_MOST = 1000, 900
+local COUNT_OF = {sync = 6, async = 7}  -- where in a packed worker
 
 local function whole(number)
   return string.format('%d', number)
@@ -51,10 +57,14 @@ local function worker_of(name)
 end
 
 -- Remember how a worker's list of clients changed, and return its new version.
-local function count(name, change, position)
+local function count(name, change, mode, position)
   local known = worker_of(name)
-    or {0, now_us, position or tonumber(call('HGET', state, 'logged') or '0'), '', 0}
+    or {0, now_us, position or tonumber(call('HGET', state, 'logged') or '0'), '', 0, 0, 0, 0}
   known[1], known[2] = known[1] + change, known[2] + 1
+  local place = COUNT_OF[mode]
+  if place then
+    known[place] = known[place] + change
+  end
   if known[1] > 0 then
     call('HSET', workers, name, cmsgpack.pack(known))
   else
@@ -77,7 +87,7 @@ local function remove(client, packed)
       call('HINCRBY', state, 'asyncs', -1)
     end
   end
-  count(worker, -1)
+  count(worker, -1, mode)
   news, unsettled = true, true
 end
 
@@ -107,12 +117,27 @@ end
 -- Write to the log; round 0 is out-of-band.
 local function note(message, round)
   local id = whole(call('HINCRBY', state, 'logged', 1)) .. '-0'
-  local added = redis.pcall('XADD', log, 'MAXLEN', '~', 1000, id, 'r', round, 'm', message)
+  local added = redis.pcall('XADD', log, 'MAXLEN', '~', LOG_MOST, id, 'r', round, 'm', message)
   if added.err then
     -- Only the state was lost; then nobody knows what the numbers in the log mean.
     call('DEL', log)
     call('XADD', log, id, 'r', round, 'm', message)
   end
+end
+
+-- Return how many numbers of the log that worker has before it which is furthest behind of those
+-- with clients of a mode, and its name. What has never read the log may be no process at all, but
+-- somebody who asks by himself what is outstanding.
+local function unread(mode, has_read)
+  local logged, most, slowest = tonumber(call('HGET', state, 'logged') or '0'), 0, ''
+  local all = call('HGETALL', workers)
+  for i = 1, #all, 2 do
+    local known = cmsgpack.unpack(all[i + 1])
+    if known[COUNT_OF[mode]] > 0 and known[8] >= has_read and logged - known[3] > most then
+      most, slowest = logged - known[3], all[i]
+    end
+  end
+  return most, slowest
 end
 
 -- Begin the next round, if anything waits, and return the round and its message. It is known how
@@ -137,11 +162,13 @@ local function no_round()
   call('HDEL', state, 'id', 'message', 'priority', 'released', 'before')
 end
 
--- Nobody is there to wait for: give it to those who only listen, a hundred at a time, or drop it.
+-- Nobody is there to wait for: give it to those who only listen, a hundred at a time and no more
+-- than they can read before it is removed, or drop it. Observers hold up nobody.
 local function unattended()
   local seen = call('HMGET', state, 'asyncs', 'drop')
   if tonumber(seen[1] or '0') > 0 then
-    local some = call('ZPOPMIN', queue, 100)
+    local fits = call('EXISTS', queue) == 1 and math.min(100, LINE_MOST - unread('async', 0)) or 0
+    local some = fits > 0 and call('ZPOPMIN', queue, fits) or {}
     for i = 1, #some, 2 do
       note(some[i], call('HINCRBY', state, 'round', 1))
       news = true

@@ -29,8 +29,8 @@ if before then
           call('SADD', set, seat(worker, client))
         end
       end
-      count(old[1], -1)
-      version = count(worker, 1, logged)
+      count(old[1], -1, mode)
+      version = count(worker, 1, mode, logged)
       news = true
     end
   else
@@ -47,7 +47,7 @@ if not before then
       call('HINCRBY', state, 'asyncs', 1)
     end
   end
-  version = count(worker, 1)
+  version = count(worker, 1, mode)
   news, unsettled = true, true
 end
 call('HSET', members, client,

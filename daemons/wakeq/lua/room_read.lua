@@ -8,22 +8,28 @@
 -- Returns {logged, now, after, {number, round, message ...}}: at most 100, and a megabyte or one
 -- message; logged is the last number there is, -1 if the worker does not have the room.
 --
--- Atomic because what all workers have done is removed, and nothing else.
--- Who only listens is given more of what waits as it reads on.
-unsettled = true
-finish()
+-- Atomic because what all workers have done is removed, and nothing else but what is too old.
 local known = caller ~= '' and worker_of(caller)
-if not known or known[4] ~= process then
-  return {-1, now_us, 0, {}}
+local is_here = known and known[4] == process
+local done = tonumber(ARGV[6]) or -1
+if is_here and known[8] == 0 then
+  known[8] = 1
+  call('HSET', workers, caller, cmsgpack.pack(known))
 end
-if ARGV[6] ~= '' and tonumber(ARGV[6]) > known[3] then
-  known[3] = tonumber(ARGV[6])
+if is_here and done > known[3] then
+  known[3] = done
   call('HSET', workers, caller, cmsgpack.pack(known))
   local least = known[3]
   for _, packed in ipairs(call('HVALS', workers)) do
     least = math.min(least, cmsgpack.unpack(packed)[3])
   end
   call('XTRIM', log, 'MINID', whole(least + 1) .. '-0')
+end
+-- Who only listens is given more of what waits as it reads on.
+unsettled = true
+finish()
+if not is_here then
+  return {-1, now_us, 0, {}}
 end
 local after = ARGV[5] == '' and known[3] or tonumber(ARGV[5])
 local entries, bytes, from = {}, 0, after
@@ -40,4 +46,9 @@ while #entries < 300 and bytes < 1048576 do
     break
   end
 end
-return {tonumber(call('HGET', state, 'logged') or '0'), now_us, after, entries}
+local logged = tonumber(call('HGET', state, 'logged') or '0')
+local missed = (entries[1] or logged + 1) - math.max(after, known[3]) - 1
+if missed > 0 then
+  call('HINCRBY', state, 'missed', missed)
+end
+return {logged, now_us, after, entries}
