@@ -186,6 +186,23 @@ def test_what_got_no_reply_is_asked_again(desk: Desk) -> None:
     assert (again.message_id, again.clients) == (ask.message_id, ask.clients)
 
 
+def test_a_room_without_clients_is_kept_until_their_acknowledgements_are_answered(
+    desk: Desk,
+) -> None:
+    for message in begin_round(desk):
+        desk.acknowledge(message.client, message.id)
+    ask = next_ask(desk)
+    desk.hear(1, 0, 0, V + 1)
+    desk.take_look(next_ask(desk), look(1, version=V + 1))
+    desk.ejected.clear()
+    assert not (desk.seats or desk.is_idle)
+    desk.put_back(ask)
+    assert not desk.is_idle
+    failed = [b"a", b"not-subscribed", b"b", b"not-subscribed"]
+    desk.take_ack(next_ask(desk), acked(V + 1, failed=failed))
+    assert desk.is_idle
+
+
 def test_a_failed_message_is_not_handed_out_again_to_who_has_left(desk: Desk) -> None:
     first, second = begin_round(desk)
     desk.fail(first, 1.0)

@@ -196,7 +196,8 @@ class Clerk:
     def _acknowledge(self, peer: Peer, ref: object, fields: dict[str, Any]) -> None:
         room, message_id = fields["room"], fields["id"]
         client = self._client(peer, room)
-        if peer.acks < _ACKS_MOST and self._gateway.acknowledge(peer, room, message_id, ref):
+        gatherer = self._gateway.gatherer
+        if peer.acks < _ACKS_MOST and gatherer.acknowledge(peer, room, message_id, ref):
             return
         # It will be refused, in all likelihood; Redis says why.
         checked("id", message_id)

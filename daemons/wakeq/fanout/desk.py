@@ -57,6 +57,7 @@ class Desk:
         self._log_todo: deque[tuple[int, RoomMessage]] = deque()
         self._acks: dict[str, dict[str, None]] = {}  # the clients of each id, in order
         self._acks_since = 0.0
+        self._asked: list[Ask] = []  # acknowledgements that no reply has come to
         self._reasons: dict[str, str] = {}
         self._leaving: set[str] = set()
         self._edits = 0
@@ -68,7 +69,7 @@ class Desk:
         """Tell whether the worker has no clients there, and nothing to do."""
         busy = self.is_served or self.is_read or self.has_step or self.has_read
         told = self.ejected or self.reports
-        return self.is_ours and not (busy or self.seats or self.retries or told)
+        return self.is_ours and not (busy or self.seats or self.retries or told or self._asked)
 
     @property
     def has_step(self) -> bool:
@@ -97,7 +98,9 @@ class Desk:
             clients = list(self._acks.pop(message_id))
             if rest := clients[CLIENTS_MOST:]:
                 self._acks[message_id] = dict.fromkeys(rest)
-            return Ask("ack", message_id, clients[:CLIENTS_MOST])
+            ask = Ask("ack", message_id, clients[:CLIENTS_MOST])
+            self._asked.append(ask)
+            return ask
         if self._todo:
             return self._todo.popleft()
         if self._wants_look:
@@ -238,6 +241,7 @@ class Desk:
     def take_ack(self, ask: Ask, reply: Sequence[Any]) -> list[tuple[str, str]]:
         """Take the reply to acknowledgements; see room_acknowledge.lua. Return what failed."""
         failed, version, rounds, logged, late, raw, now_us = reply
+        self._has_reply(ask)
         for client in ask.clients:
             if seat := self.seats.get(client):
                 seat.acked = ask.message_id
@@ -254,9 +258,14 @@ class Desk:
         self.hear(rounds, logged, late, version)
         return found
 
+    def _has_reply(self, ask: Ask) -> None:
+        if ask in self._asked:
+            self._asked.remove(ask)
+
     def put_back(self, ask: Ask) -> None:
         """Ask that again: there was no reply."""
         if ask.what == "ack":
+            self._has_reply(ask)
             later = self._acks.get(ask.message_id, {})
             self._acks[ask.message_id] = dict.fromkeys([*ask.clients, *later])
         else:
@@ -320,9 +329,13 @@ class Desk:
 
     def acknowledge(self, client: str, message_id: str) -> None:
         """Have an acknowledgement sent."""
+        self.acknowledge_all([client], message_id)
+
+    def acknowledge_all(self, clients: Iterable[str], message_id: str) -> None:
+        """Have the acknowledgements of some clients sent."""
         if not self._acks:
             self._acks_since = time.monotonic()
-        self._acks.setdefault(message_id, {})[client] = None
+        self._acks.setdefault(message_id, {}).update(dict.fromkeys(clients))
 
     def finish(self, message: RoomMessage) -> None:
         """Have one of the log done, whatever became of it."""

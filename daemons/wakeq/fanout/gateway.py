@@ -13,7 +13,7 @@ from typing import Any
 
 from wakeq.backoff import Backoff
 from wakeq.errors import WakeqError
-from wakeq.fanout import protocol, rooms
+from wakeq.fanout import protocol
 from wakeq.fanout.bell import Bell
 from wakeq.fanout.calling import call
 from wakeq.fanout.core import Core
@@ -28,8 +28,6 @@ from wakeq.fanout.peer import Peer
 from wakeq.fanout.records import Queued
 from wakeq.wakeup.loop import Loop, Timer
 
-# A repeated acknowledgement's answers to what its first sending has done.
-_DONE_BEFORE = {"doubled", "not-outstanding"}
 _AGAIN_SECONDS = 1.0
 _GONE_MOST = 10_000
 
@@ -47,6 +45,7 @@ class Gateway:
     Attributes:
         on_trouble: called when Redis cannot be heard.
         on_well: called when it can.
+        gatherer: has messages acknowledged.
         leaver: takes out of their rooms who has left.
         delivered: how many messages were, one for each client.
     """
@@ -64,10 +63,9 @@ class Gateway:
         terms = FanoutTerms(timeout=timeout, auto_ping=True, auto_ack=False)
         self.office = Office(self.core, terms, reports=False)
         self._members: dict[tuple[str, str], Peer] = {}
-        self._gatherer = Gatherer(loop, self.office)
+        self.gatherer = Gatherer(loop, self.office, door)
         self._joining: dict[tuple[str, str], list[bytes]] = {}
-        self._acks: dict[tuple[str, str, str], list[tuple[Peer, object]]] = {}
-        self.leaver = Leaver(link, self.office, self.leave)
+        self.leaver = Leaver(link, self.office, self.leave, self.gatherer.unanswered)
         self._bell = Bell(link.url, self.office.channel, NAME)
         self._bell_fd = -1
         self._backoff = Backoff(0.1, 5.0)
@@ -165,8 +163,8 @@ class Gateway:
                 break
         if desk.ejected:
             self._tell_ejected(desk)
-        if not self.leaver.is_about(room) and self.office.forget(desk):
-            self._gatherer.forget(room)
+        if desk.is_idle and not self.leaver.is_about(room) and self.gatherer.forget(room):
+            self.office.forget(desk)
 
     def _is_held_up(self, desk: Desk) -> bool:
         """Tell whether to read no more for now: a client there has not taken what was read."""
@@ -190,7 +188,8 @@ class Gateway:
                 self.on_trouble(error)
                 self.office.after(_AGAIN_SECONDS, desk, partial(desk.put_back, ask))
             elif ask.what == "ack":
-                self._answer_acks(desk, ask, desk.take_ack(ask, reply), request.repeated)
+                failed = desk.take_ack(ask, reply)
+                self.gatherer.answer(desk.room, ask, failed, request.repeated)
             else:
                 self.office.take(desk, ask, request, reply)
             self.office.touched.add(desk.room)
@@ -207,48 +206,17 @@ class Gateway:
             self._event = message.message, line
         self.delivered += 1
         if message.awaits:
-            self._gatherer.give(message.room, message.id)
+            self.gatherer.give(message.room, message.id, [message.client])
         held = self._joining.get((message.room, message.client))
         if held is not None:
             held.append(self._event[1])
         else:
             self._door.put(peer, self._event[1])
 
-    # -- acknowledgements --------------------------------------------------------------------
-
-    def acknowledge(self, peer: Peer, room: str, message_id: str, ref: object) -> bool:
-        """Have what a client has in hand acknowledged, and answered; False: it has not that."""
-        client = peer.rooms[room]
-        desk = self.office.desks.get(room)
-        seat = desk.seats.get(client) if desk else None
-        if desk is None or seat is None or seat.in_hand != message_id:
-            return False
-        peer.acks += 1
-        waiting = self._acks.setdefault((room, client, message_id), [])
-        waiting.append((peer, ref))
-        if len(waiting) == 1:
-            self._gatherer.acknowledge(desk, client, message_id)
-        return True
-
     def hear(self, room: str, reply: Any) -> None:
         """Take the figures in the reply to an acknowledgement that a desk did not ask for."""
         _, version, begun, logged, timeouts, *_ = reply
         self.office.desk(room).hear(begun, logged, timeouts, version)
-
-    def _answer_acks(
-        self, desk: Desk, ask: Ask, failed: list[tuple[str, str]], repeated: bool
-    ) -> None:
-        codes = {c: code for c, code in failed if not (repeated and code in _DONE_BEFORE)}
-        for client in ask.clients:
-            code = codes.get(client, "")
-            for peer, ref in self._acks.pop((desk.room, client, ask.message_id), ()):
-                peer.acks -= 1
-                error = code and rooms.refused(desk.room, [client.encode(), code.encode()])
-                if error:
-                    self._door.put(peer, protocol.refused(ref, error.code, str(error)))
-                else:
-                    self._door.put(peer, protocol.granted(ref))
-                code = code or "doubled"  # of several, the first one counts
 
     # -- joining and leaving -----------------------------------------------------------------
 
@@ -262,6 +230,7 @@ class Gateway:
         other = self._members.get(here)
         if other is not None and other is not peer:
             self._eject(other, room, "taken-over")
+            self.gatherer.leave(room, client)
             desk.begin_leave(client)  # what it had in hand is given out again
         self._members[here] = peer
         # What Redis has for it before its answer is here, because that was lost, comes behind.
@@ -311,6 +280,7 @@ class Gateway:
     def leave(self, room: str, client: str, told: Told | None = None) -> None:
         """Take a client out of a room, unless it has come back."""
         if (room, client) not in self._members:
+            self.gatherer.leave(room, client)
             self.leaver.leave(room, client, told)
 
     def unsubscribe(self, peer: Peer, room: str, told: Told) -> None:

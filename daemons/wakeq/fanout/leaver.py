@@ -3,7 +3,7 @@
 Nobody pings for them meanwhile, so they would be timed out if it could not be done at all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -26,12 +26,17 @@ class Leaver:
         link: where Redis is asked.
         office: has the rooms.
         again: called with room and client when it is to be tried again.
+        held: returns the clients of a room that must not leave yet.
     """
 
-    def __init__(self, link: Link, office: Office, again: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, link: Link, office: Office,
+        again: Callable[[str, str], None], held: Callable[[str], Collection[str]],
+    ) -> None:  # fmt: skip
         self._link = link
         self._office = office
         self._again = again
+        self._held = held
         self._waiting: _Waiting = {}
         self._asked: _Waiting = {}
 
@@ -43,7 +48,7 @@ class Leaver:
     @property
     def has_work(self) -> bool:
         """Tell whether `send` has something to do at once."""
-        return bool(self._waiting.keys() - self._asked.keys())
+        return any(self._free(room) for room in self._waiting)
 
     def is_about(self, room: str) -> bool:
         """Tell whether somebody is still to be taken out of this room."""
@@ -64,11 +69,20 @@ class Leaver:
                 return
         then()
 
+    def _free(self, room: str) -> list[str]:
+        """Return those who wait in a room, and may leave now."""
+        if room in self._asked:
+            return []
+        held = self._held(room)
+        return [client for client in self._waiting[room] if client not in held][:CLIENTS_MOST]
+
     def send(self) -> None:
         """Ask for what is not asked for."""
-        for room in [room for room in self._waiting if room not in self._asked]:
+        for room in list(self._waiting):
             waiting = self._waiting[room]
-            some = {client: waiting.pop(client) for client in list(waiting)[:CLIENTS_MOST]}
+            some = {client: waiting.pop(client) for client in self._free(room)}
+            if not some:
+                continue
             if not waiting:
                 del self._waiting[room]
             self._asked[room] = some
