@@ -44,7 +44,9 @@ if process ~= '' then
 end
 local list, names, message, mine, overdue = {}, {}, false, {}, -1
 if ARGV[6] == whole(known[2]) then
-  names = {unpack(ARGV, 8)}
+  for i = 8, #ARGV do  -- there may be more of them than fit on Lua's stack
+    names[#names + 1] = ARGV[i]
+  end
 else
   local all = call('HGETALL', members)
   for i = 1, #all, 2 do
