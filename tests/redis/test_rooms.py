@@ -295,6 +295,58 @@ def test_where_only_async_clients_are_messages_wait_for_nobody(rooms: FanoutClie
     assert (metrics.backlog, metrics.rounds, metrics.outstanding) == (0, 2, "")
 
 
+GARBAGE = (b"what somebody else wrote", b"", b"\xff" * 30, b"1" * 20, b"0" * 16 + b"99999x",
+           b"0" * 16 + b"-0001", b"0" * 15 + b"\0" + b"00000")  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_what_is_no_message_is_dropped_from_the_line_and_counted(
+    rooms: FanoutClient, redis: RedisServer, mode: str
+) -> None:
+    queue = keys.room("r")[1]
+    redis.client().zadd(queue, dict.fromkeys(GARBAGE, -1))
+    redis.client().zadd(queue, {b"%d" % number: -2 for number in range(1100)})
+    first = rooms.send("r", "1")
+    # Its producer is no text.
+    redis.client().zadd(queue, {b"9" * 16 + b"00001\xff" + b"data": float("inf")})
+    metrics = rooms.room_metrics("r")
+    assert (metrics.backlog, metrics.invalid) == (1100 + len(GARBAGE) + 2, 0)
+    assert metrics.delay < 60
+    assert rooms.peek("r", 0, None)[-1].producer == "\ufffd"
+    rooms.subscribe("r", "a", W, mode=mode)
+    rooms.ping("a")
+    metrics = rooms.room_metrics("r")
+    assert metrics.invalid == 1100 + len(GARBAGE)
+    if mode == "sync":
+        assert (metrics.outstanding, metrics.backlog) == (first, 1)
+        rooms.ack("r", "a", first)
+        state = rooms.room_state("r")
+        assert state.message is not None
+        assert (state.message.id, state.message.producer) == ("9" * 16, "\ufffd")
+        rooms.unsubscribe("r", "a")
+        assert rooms.room_metrics("r").backlog == 1
+    else:
+        assert (metrics.rounds, metrics.backlog) == (2, 0)
+    assert rooms.metrics().invalid == metrics.invalid
+    redis.client().hset(keys.room("r")[0], "message", b"\xff")
+    assert rooms.room_state("r").message is None
+
+
+def test_a_worker_may_have_more_clients_in_a_room_than_lua_takes_arguments(
+    rooms: FanoutClient, redis: RedisServer
+) -> None:
+    reader = Reader(redis, "w")
+    clients = [f"c{number}" for number in range(9000)]
+    pipeline = redis.client().pipeline(transaction=False)
+    for client in clients:
+        pipeline.execute_command(*Rooms().join("r", client, "w", "sync", 600_000, False).command)
+    pipeline.execute()
+    rooms.send("r", "1")
+    version = reader.ask(Rooms("w").look("r", 1000, -1, False, []))[1]
+    reply = reader.ask(Rooms("w").look("r", 1000, version, False, clients))
+    assert (reply[1], len(reply[5])) == (version, 9000)
+
+
 class Reader:
     """A worker that has a client and reads the log of a room when it is told to.
 

@@ -174,7 +174,8 @@ def _show(state: "RoomState") -> None:
         print(f"               {who}, since {span(metrics.round_age)}")
     oldest = f", the oldest since {span(metrics.delay)}" if metrics.backlog else ""
     print(f"  backlog      {metrics.backlog:,}{oldest}")
-    names = ("sent", "oob", "rounds", "acknowledged", "timeouts", "dropped", "refused", "missed")
+    names = ("sent", "oob", "rounds", "acknowledged", "timeouts", "dropped", "refused", "missed",
+             "invalid")  # fmt: skip
     figures = (f"{getattr(metrics, each):,} {each}" for each in names)
     print(f"  in all       {', '.join(figures)}")
     if not state.clients:

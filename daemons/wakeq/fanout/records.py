@@ -1,8 +1,13 @@
 """What the rooms tell: messages, clients, states, metrics; times are in seconds, by Redis."""
 
+import contextlib
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+_COUNTERS = ("acknowledged", "timeouts", "dropped", "refused", "missed", "invalid")
+_PRIORITY_MOST = 2**53
 
 
 class Queued(NamedTuple):
@@ -77,6 +82,7 @@ class RoomMetrics(NamedTuple):
         acknowledged, timeouts: how many acknowledgements there were, and time-outs.
         dropped, refused: messages that nobody was there for, and for which there was no room.
         missed: how many were removed before a worker had read them; see `rooms`.
+        invalid: what somebody else has put in line, and is no message; it was dropped.
     """
 
     room: str
@@ -95,6 +101,7 @@ class RoomMetrics(NamedTuple):
     dropped: int
     refused: int
     missed: int
+    invalid: int
 
     @property
     def is_empty(self) -> bool:
@@ -122,7 +129,8 @@ class Metrics(NamedTuple):
         rooms: how many there are with a client or a message.
         waiting_rooms: how many of them have a backlog.
         clients, backlog: of all rooms together.
-        sent, oob, rounds, acknowledged, timeouts, dropped, refused, missed: the same.
+        sent, oob, rounds, acknowledged, timeouts, dropped, refused, missed, invalid: the
+            same.
         top: the rooms that have most of what was asked for, most first.
     """
 
@@ -138,6 +146,7 @@ class Metrics(NamedTuple):
     dropped: int
     refused: int
     missed: int
+    invalid: int
     top: list[RoomMetrics]
 
 
@@ -150,8 +159,12 @@ def read_message(raw: bytes, priority: bytes | None = None) -> Queued:
     end = 21 + int(raw[16:21]) if raw[:21].isdigit() else 0
     if not 21 <= end <= len(raw):
         raise ValueError(f"no message of a room: {raw[:40]!r}")
-    rank = None if priority is None else int(float(priority))
-    return Queued(raw[:16].decode(), raw[end:], raw[21:end].decode(), rank)
+    rank = None
+    if priority is not None:
+        score = float(priority)
+        rank = int(score) if math.isfinite(score) else int(math.copysign(_PRIORITY_MOST, score))
+    # The length may cut a character in two, if somebody else has written it.
+    return Queued(raw[:16].decode(), raw[end:], raw[21:end].decode(errors="replace"), rank)
 
 
 def read_peek(reply: Sequence[Any]) -> list[Queued]:
@@ -169,12 +182,12 @@ def read_metrics(room: str, reply: Sequence[Any]) -> RoomMetrics:
     """Return the figures in a reply of room_state.lua."""
     now_us, pairs, message, backlog, clients, sync, waiting, oldest = reply[:8]
     figures = {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
-    names = ("sent", "oob", "round", "acknowledged", "timeouts", "dropped", "refused", "missed")
+    names = ("sent", "oob", "round", *_COUNTERS)
     sums = [int(figures.get(name, 0)) for name in names]
     delay = max(0.0, (now_us - int(oldest)) / 1e6) if oldest else 0.0
     released = figures.get("released")
     age = max(0.0, now_us / 1e6 - int(released) / 1000) if released else 0.0
-    outstanding = message[:16].decode()
+    outstanding = message[:16].decode(errors="replace")
     return RoomMetrics(room, clients, sync, backlog, delay, outstanding, waiting, age, *sums)
 
 
@@ -187,14 +200,16 @@ def read_state(room: str, reply: Sequence[Any]) -> RoomState:
         clients[name.decode()] = RoomClient(
             worker.decode(), mode.decode(), joined / 1000, seen, timeout / 1000, bool(waiting)
         )
-    message = read_message(reply[2]) if reply[2] else None
+    message = None
+    with contextlib.suppress(ValueError):  # somebody else has written it
+        message = read_message(reply[2]) if reply[2] else None
     return RoomState(read_metrics(room, reply), clients, message)
 
 
 def add_up(found: Sequence[RoomMetrics], top: list[RoomMetrics]) -> Metrics:
     """Return the figures of all rooms."""
     live = [one for one in found if not one.is_empty]
-    names = ("sent", "oob", "rounds", "acknowledged", "timeouts", "dropped", "refused", "missed")
+    names = ("sent", "oob", "rounds", *_COUNTERS)
     return Metrics(
         rooms=len(live),
         waiting_rooms=sum(one.backlog > 0 for one in live),

@@ -140,10 +140,41 @@ local function unread(mode, has_read)
   return most, slowest
 end
 
+-- Tell whether something is a message; what somebody else has put into the line may be anything.
+local function is_message(raw)
+  local size = #raw >= 21 and not string.find(string.sub(raw, 1, 21), '%D')
+    and tonumber(string.sub(raw, 17, 21))
+  return size and #raw >= 21 + size
+end
+
+-- Take messages off the head of the line, at most so many and as few as one; what is none is
+-- dropped and counted, a thousand of those at a time. Returns {message, priority ...}.
+local function pop(most)
+  local taken, invalid = {}, 0
+  while #taken == 0 and invalid < 1000 do
+    local some = call('ZPOPMIN', queue, most)
+    for i = 1, #some, 2 do
+      if is_message(some[i]) then
+        taken[#taken + 1] = some[i]
+        taken[#taken + 1] = some[i + 1]
+      else
+        invalid = invalid + 1
+      end
+    end
+    if #some == 0 then
+      break
+    end
+  end
+  if invalid > 0 then
+    call('HINCRBY', state, 'invalid', invalid)
+  end
+  return taken
+end
+
 -- Begin the next round, if anything waits, and return the round and its message. It is known how
 -- many rounds and acknowledgements there were, and that sync clients are there.
 local function release(rounds, acknowledged, listeners)
-  local head = call('ZPOPMIN', queue)
+  local head = pop(1)
   if not head[1] then
     return
   end
@@ -168,7 +199,7 @@ local function unattended()
   local seen = call('HMGET', state, 'asyncs', 'drop')
   if tonumber(seen[1] or '0') > 0 then
     local fits = call('EXISTS', queue) == 1 and math.min(100, LINE_MOST - unread('async', 0)) or 0
-    local some = fits > 0 and call('ZPOPMIN', queue, fits) or {}
+    local some = fits > 0 and pop(fits) or {}
     for i = 1, #some, 2 do
       note(some[i], call('HINCRBY', state, 'round', 1))
       news = true

@@ -29,6 +29,8 @@ end
 if #alive > 0 then
   call('ZADD', clients, 'XX', unpack(alive))
 end
+-- A step before this one may have left something to do: each does no more than so much.
+unsettled = true
 local known, version = caller ~= '' and worker_of(caller), 0
 if known and process ~= '' and known[4] == process then
   -- A lease of nothing is given up, and the others are told.

@@ -25,7 +25,7 @@ while looks < 100 do
     break
   end
   local id = string.sub(head[1], 1, 16)
-  if oldest == '' or id < oldest then
+  if is_message(head[1]) and (oldest == '' or id < oldest) then
     oldest = id
   end
   after, looks = '(' .. head[2], looks + 1
