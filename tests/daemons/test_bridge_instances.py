@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge_host import CHANNEL, HOST, BridgeHost, bridge_host
+from bridge_host import CHANNEL, HOST, BridgeHost, bridge_host, workers_of
 from conftest import NotifySocket
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
@@ -149,10 +150,35 @@ def test_takes_over_when_the_lease_is_over_and_the_old_one_publishes_what_is_its
     wait_until(lambda: host.redis.pubsub_numsub(CHANNEL)[0][1] == 1)
 
 
+def test_takes_a_channel_from_one_that_stops_also_while_much_waits_in_memory(
+    host: BridgeHost,
+) -> None:
+    host.configure(shard_channels="log:0..1", lease="1s")
+    first = host.start()
+    second = host.start("clicks:2")
+
+    def holders() -> set[str]:
+        return {host.holder(channel=name) for name in ("log:0", "log:1")}
+
+    wait_until(lambda: holders() == {f"{HOST}/clicks", f"{HOST}/clicks:2"}, 20)
+    (mine,) = (n for n in ("log:0", "log:1") if host.holder(channel=n) == f"{HOST}/clicks")
+    (theirs,) = {"log:0", "log:1"} - {mine}
+    (worker,) = workers_of(first)
+    os.kill(worker, signal.SIGSTOP)
+    host.burst(5000, channel=mine)
+    assert second.stop() == 0
+    # It takes what comes from here on, although what came before is not published yet.
+    assert host.holder(channel=theirs) == f"{HOST}/clicks"
+    host.burst(100, first=5000, channel=theirs)
+    os.kill(worker, signal.SIGCONT)
+    host.wait_entries(5100)
+    assert host.numbers() == list(range(5100))
+
+
 def test_marks_of_one_that_does_not_hold_the_channel_are_refused(host: BridgeHost) -> None:
     host.start()
     host.wait_begun()
-    assert Script("bridge_begin").call(host.connection(), [LEASE], ["somebody"]) == 0
+    assert Script("bridge_begin").call(host.connection(), [LEASE], ["somebody", "", 1]) == 0
     host.publish("still")
     host.wait_entries(1)
 

@@ -27,6 +27,11 @@ def subscriptions(host: BridgeHost) -> list[int]:
     return [int(c["id"]) for c in host.redis.client_list() if int(c["sub"]) > 1]
 
 
+def unread(host: BridgeHost) -> int:
+    """Return how many bytes Redis has for those that are subscribed."""
+    return sum(int(c["omem"]) for c in host.redis.client_list() if int(c["sub"]) > 1)
+
+
 def test_waits_for_redis_at_the_start(
     host: BridgeHost, own_redis: RedisServer, notify_socket: NotifySocket
 ) -> None:
@@ -104,6 +109,28 @@ def test_a_subscription_that_is_killed_is_taken_up_again_and_counted(
     wait_until(
         lambda: any("cut off 1 times, messages may be lost" in m for m in notify_socket.messages)
     )
+
+
+def test_takes_what_comes_after_a_cut_while_much_waits_in_memory(host: BridgeHost) -> None:
+    daemon = host.start()
+    host.wait_begun()
+    (worker,) = workers_of(daemon)
+    os.kill(worker, signal.SIGSTOP)  # nothing is published
+    host.burst(5000)
+    wait_until(lambda: unread(host) == 0)
+    with host.redis.pubsub() as marks:
+        marks.subscribe(keys.bridge_lease(CHANNEL, "clicks"))
+        wait_until(lambda: (marks.get_message() or {}).get("type") == "subscribe")
+        for round_ in range(2):
+            (client,) = subscriptions(host)
+            host.redis.client_kill_filter(_id=client)
+            wait_until(lambda: (marks.get_message() or {}).get("type") == "message")
+            host.burst(100, first=5000 + 100 * round_)
+            wait_until(lambda: unread(host) == 0)
+    os.kill(worker, signal.SIGCONT)
+    host.wait_entries(5200)
+    assert host.numbers() == list(range(5200))
+    daemon.wait_log("a subscription was cut, messages may be lost", 2)
 
 
 def test_says_that_memory_is_full_before_redis_cuts_it_off_and_loses_nothing_of_what_it_read(

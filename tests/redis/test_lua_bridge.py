@@ -37,8 +37,8 @@ class Bridges:
         arguments = [f"host/{who}", process or f"p{who}", lease_ms, wants, LINE]
         return self.run("bridge_hold", [LEASE, INSTANCES], *arguments)
 
-    def begin(self, who: str) -> Any:
-        return self.run("bridge_begin", [LEASE], f"p{who}")
+    def begin(self, who: str, confirmed: int = 1) -> Any:
+        return self.run("bridge_begin", [LEASE], f"p{who}", f"probe {who}", confirmed)
 
     def leave(self, who: str, stops: int = 1) -> Any:
         return self.run("bridge_leave", [LEASE, INSTANCES], f"host/{who}", f"p{who}", stops)
@@ -93,6 +93,18 @@ def test_a_channel_is_free_when_the_lease_is_over(bridges: Bridges) -> None:
     bridges.hold("a", lease_ms=20)
     wait_until(lambda: bridges.hold("b")[0] == 1)
     assert bridges.hold("a")[:2] == [0, b"host/b"]
+
+
+def test_a_mark_is_sent_when_redis_knows_that_the_caller_is_subscribed(bridges: Bridges) -> None:
+    bridges.hold("a")
+    assert bridges.begin("a", confirmed=0) == -1
+    assert bridges.client.hget(LEASE, "begun") == b"0"
+    listener = bridges.client.pubsub()
+    listener.subscribe("probe a")
+    wait_until(lambda: bridges.client.pubsub_numsub("probe a")[0][1] == 1)
+    assert bridges.begin("a", confirmed=0) == 1
+    assert bridges.client.hget(LEASE, "begun") == b"1"
+    listener.close()
 
 
 def test_a_channel_is_free_when_redis_knows_that_nobody_listens(bridges: Bridges) -> None:

@@ -18,10 +18,14 @@ class Channel:
         lease, instances: keys, see bridge_hold.lua; marks come by the channel `lease`.
         line: what the channels begin with that living processes listen to.
         subscription: the connection by which its messages come.
+        probe: a channel that is subscribed right after it: whether Redis has carried that out is
+            asked by it, because the reply stands behind all that waits in memory.
         held: this instance holds it, in the eyes of Redis, when last asked.
         holder: the instance that does.
         asked: it was asked to be subscribed, and not to be unsubscribed since.
         awaited: how many replies to that are still to come.
+        owes_mark: a mark is to be sent as soon as it is subscribed.
+        marks: how many of our marks are out that have not been met yet.
     """
 
     def __init__(self, name: str, bridge: str, kinds: tuple[str, ...]) -> None:
@@ -34,7 +38,11 @@ class Channel:
         self.holder = ""
         self.asked = False
         self.awaited = 0
+        self.owes_mark = False
+        self.marks = 0
+        self.probe = ""
         self._kinds = kinds
+        self._probes = 0
         self.raw = name.encode()
 
     @property
@@ -43,27 +51,37 @@ class Channel:
         return self.subscription is not None and self.raw in self.subscription.ours
 
     @property
+    def is_coming(self) -> bool:
+        """Whether its messages are taken, or will be from a mark on that is on its way."""
+        return self.is_ours or self.marks > 0
+
+    @property
     def confirmed(self) -> bool:
         """Whether it is subscribed."""
         return self.asked and not self.awaited
 
-    def subscribe(self) -> None:
-        """Have its messages come."""
+    def subscribe(self, process: str) -> None:
+        """Have its messages come to a process."""
         assert self.subscription is not None
         self.asked = True
         self._ask("")
+        self._probes += 1  # one that was left may be there still
+        self.probe = f"{self.line}{process}:{self._probes}"
+        self.subscription.ask("SUBSCRIBE", self.probe)
 
     def unsubscribe(self) -> None:
         """Have no more of its messages come; all that have come until then are taken still."""
         if self.asked:
+            assert self.subscription is not None
             self.asked = False
             self._ask("UN")
+            self.subscription.ask("UNSUBSCRIBE", self.probe)
 
     def forget(self) -> None:
         """Forget the connection, which is lost; what came before is taken still."""
         self.subscription = None
-        self.asked = self.held = False
-        self.awaited = 0
+        self.asked = self.held = self.owes_mark = False
+        self.awaited = self.marks = 0
         self.holder = ""
 
     def _ask(self, un: str) -> None:

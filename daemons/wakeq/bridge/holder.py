@@ -12,9 +12,10 @@ others what it has beyond that.
 
 What decides whose a message is: the marks among the messages. Each instance is subscribed to a
 channel of marks, over the same connection as to the channel itself. Who has got hold of a channel
-subscribes to it first, and when that is confirmed sends a mark (`bridge_begin.lua`). Redis puts
-the mark into the line of everybody's messages at the same place. Before it, they are those of the
-one before; from there on they are those of who has sent it; the others' are dropped. So:
+subscribes to it first, and when Redis has done so, which it is asked because the reply may stand
+behind much else, sends a mark (`bridge_begin.lua`). Redis puts the mark into the line of
+everybody's messages at the same place. Before it, they are those of the one before; from there on
+they are those of who has sent it; the others' are dropped. So:
 
 - Handing over (a stop, a channel too many): the next one subscribes, then comes the mark, then the
   old one unsubscribes. What is published meanwhile comes to both; the mark says whose each is.
@@ -59,6 +60,7 @@ class Holder:
 
     Attributes:
         on_hint: called when a channel may have become free.
+        on_subscribed: called when a mark may be sent.
         subscriptions: all connections, also those that are lost and have messages left.
         cuts: how often one of them was lost with a channel that this instance had.
     """
@@ -72,6 +74,7 @@ class Holder:
         subscribe: Callable[[str], Subscription],
     ) -> None:
         self.on_hint: Callable[[], None]
+        self.on_subscribed: Callable[[], None]
         self.channels = channels
         self.subscriptions: list[Subscription] = []
         self.cuts = 0
@@ -91,6 +94,11 @@ class Holder:
         return sum(channel.is_ours for channel in self.channels)
 
     @property
+    def has_any(self) -> bool:
+        """Whether this instance is the one that has messages of a channel come."""
+        return any(channel.held or channel.is_coming for channel in self.channels)
+
+    @property
     def settled(self) -> bool:
         """Whether each channel has an instance that takes its messages, as far as known."""
         return all(c.is_ours or c.holder not in ("", self._name) for c in self.channels)
@@ -105,7 +113,7 @@ class Holder:
             if node not in by_node:
                 by_node[node] = subscription = self._subscribe(channel.lease)
                 subscription.on_mark = partial(self._mark, subscription)
-                subscription.on_reply = self._confirm
+                subscription.on_reply = partial(self._confirm, subscription)
                 self.subscriptions.append(subscription)
             channel.subscription = by_node[node]
         for subscription in by_node.values():
@@ -115,7 +123,7 @@ class Holder:
 
     def disconnect(self) -> bool:
         """Drop all connections; tell whether one had messages that may be missing from now on."""
-        was_ours = self.taken > 0
+        was_ours = self.has_any
         self.cuts += was_ours
         for channel in self.channels:
             channel.forget()
@@ -156,6 +164,26 @@ class Holder:
         else:
             self._offer()
 
+    def begin(self) -> bool:
+        """Send the marks that are due; tell whether some cannot be sent yet.
+
+        Raises:
+            WakeqError: Redis cannot be asked.
+        """
+        due = [channel for channel in self.channels if channel.owes_mark]
+        requests = []
+        for channel in due:
+            names: list[Argument] = [channel.lease]
+            arguments: list[Argument] = [self._process, channel.probe, int(channel.confirmed)]
+            requests.append(Request(self._begin, names, arguments))
+        for channel, began in zip(due, self._link.run(requests), strict=True):
+            if began >= 0:
+                channel.owes_mark = False
+                channel.marks += began
+            if began == 0:
+                self._held(channel, False, False)
+        return any(channel.owes_mark for channel in due)
+
     def leave(self) -> bool:
         """Offer all channels to the others; tell whether there are any.
 
@@ -172,14 +200,14 @@ class Holder:
         """
         for channel in self.channels:
             begun = self._link.call(channel.lease, "HGET", channel.lease, "begun")
-            if channel.is_ours and begun != b"1":
+            if channel.asked and begun != b"1":
                 return False
         return True
 
     def unsubscribe(self) -> None:
         """Take nothing more that is published from now on."""
         for channel in self.channels:
-            channel.held = False
+            channel.held = channel.owes_mark = False
             channel.unsubscribe()
 
     @property
@@ -191,38 +219,30 @@ class Holder:
 
     def _held(self, channel: Channel, holds: bool, taken: bool) -> None:
         channel.held = holds
+        channel.owes_mark = holds and (channel.owes_mark or taken or not channel.is_coming)
         if holds and not channel.asked:
-            channel.subscribe()
-        elif holds and channel.confirmed and (taken or not channel.is_ours):
-            self._send_mark(channel)
-        elif not holds and channel.asked and not channel.is_ours:
+            channel.subscribe(self._process)
+        elif not holds and channel.asked and not channel.is_coming:
             channel.unsubscribe()
 
-    def _confirm(self, reply: list[object]) -> None:
+    def _confirm(self, subscription: Subscription, reply: list[object]) -> None:
         """Take the reply to a subscription: its kind, the channel, a count."""
         channel = self._of_name.get(reply[1]) if isinstance(reply[1], bytes) else None
-        if channel is None or not channel.awaited:
+        if channel is None or channel.subscription is not subscription or not channel.awaited:
             return
         channel.awaited -= 1
-        if channel.confirmed:
-            if channel.held:
-                self._send_mark(channel)
-            else:
-                channel.unsubscribe()
-
-    def _send_mark(self, channel: Channel) -> None:
-        names: list[Argument] = [channel.lease]
-        (began,) = self._link.run([Request(self._begin, names, [self._process])])
-        if not began:
-            self._held(channel, False, False)
+        if channel.confirmed and channel.owes_mark:
+            self.on_subscribed()
 
     def _mark(self, subscription: Subscription, name: bytes, mark: bytes) -> None:
         """Take a mark; of a connection that is lost by now, it is about what came before."""
-        raw = self._of_mark[name].raw
+        channel = self._of_mark[name]
         if mark == self._process.encode():
-            subscription.ours.add(raw)
+            subscription.ours.add(channel.raw)
+            if channel.subscription is subscription:
+                channel.marks = max(0, channel.marks - 1)
         elif mark:
-            subscription.ours.discard(raw)
+            subscription.ours.discard(channel.raw)
         # Whose it is now, Redis knows: this may have been long ago.
         if mark != self._process.encode():
             self.on_hint()
@@ -230,13 +250,13 @@ class Holder:
     def _offer(self) -> None:
         """Offer what is beyond this instance's share."""
         share = ceil(len(self.channels) / self._instances)
-        ours = [channel for channel in self.channels if channel.held and channel.is_ours]
+        ours = [channel for channel in self.channels if channel.held and channel.is_coming]
         self._leave_all(ours[share:], stops=0)
 
     def _leave_all(self, channels: list[Channel], stops: int) -> list[int]:
         requests = []
         for channel in channels:
-            channel.held = False
+            channel.held = channel.owes_mark = False
             names: list[Argument] = [channel.lease, channel.instances]
             requests.append(Request(self._leave, names, [self._name, self._process, stops]))
         return self._link.run(requests)

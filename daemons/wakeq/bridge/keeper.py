@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 
 from wakeq.backoff import Backoff
 from wakeq.bridge.channel import channels
@@ -27,6 +28,7 @@ from wakeq.errors import EX_UNAVAILABLE, BusyError, UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
 from wakeq.service import Service
 from wakeq.wakeup.loop import Loop, Timer
+from wakeq.wire import Lost
 
 _MIB = 1 << 20
 _LOOK_SECONDS = 0.02
@@ -60,6 +62,7 @@ class Keeper:
         self._connected = False
         self._stops = False
         self._timer: Timer | None = None  # the next beat, or the next try
+        self._marks: Timer | None = None  # when to try again to send marks
         self._handed_over = False
         self._retries: deque[tuple[bytes, Run]] = deque()
 
@@ -75,6 +78,7 @@ class Keeper:
         self._loop.turns.append(self._turn)
         self._loop.watch(self._bell, self._clear_bell)
         self._holder.on_hint = lambda: self._beat_in(0)
+        self._holder.on_subscribed = lambda: self._begin_in(0, _LOOK_SECONDS)
         self._crew.on_change = lambda: self._beat_in(0)
         try:
             self._crew.start()
@@ -127,6 +131,7 @@ class Keeper:
         self._registrar.keep_ids(self._crew.ids)
         if self._holder.channels:
             self._holder.ask()
+            self._begin_in(0, _LOOK_SECONDS)
             self._take_retries()
         elif self._crew.ready:
             self._registrar.put_back(self._crew.all_ids)
@@ -134,6 +139,16 @@ class Keeper:
         self._in(self._settings.lease / 3)
         self._backoff.reset()
         self._reporter.back()
+
+    def _begin_in(self, seconds: float, pause: float) -> None:
+        if self._marks is not None:
+            self._marks.cancel()
+        self._marks = self._loop.after(seconds, partial(self._begin, pause))
+
+    def _begin(self, pause: float) -> None:
+        """Send the marks that are due, as soon as Redis has subscribed to what was asked for."""
+        if self._connected and not self._stops and self._holder.begin():
+            self._begin_in(pause, min(2 * pause, self._settings.lease / 3))
 
     def _take_retries(self) -> None:
         """Take dead letters that are to be tried again, on the instance that takes messages."""
@@ -167,8 +182,11 @@ class Keeper:
         if self._holder.disconnect():
             self._reporter.cut(failure)
         self._connected = False
-        if not self._stops:
-            self._in(0)
+        if self._stops:
+            return
+        if not isinstance(failure, Lost):
+            raise failure
+        self._in(0)
 
     def _failed(self, error: WakeqError) -> None:
         """Drop what needs Redis, and try again later."""
@@ -208,7 +226,7 @@ class Keeper:
         self._service.notifier.extend(self._settings.drain_timeout + 15)
         self._reporter.say("handing over")
         with suppress(WakeqError):
-            if self._holder.taken and self._connected and self._holder.leave():
+            if self._holder.has_any and self._connected and self._holder.leave():
                 self._look_for_successor()
                 self._loop.run_until(lambda: self._handed_over, _HAND_OVER_SECONDS)
         self._holder.unsubscribe()

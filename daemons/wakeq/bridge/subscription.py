@@ -13,7 +13,7 @@ import hiredis
 from wakeq import keys
 from wakeq.bridge.reader import Line, Reader
 from wakeq.bridge.talk import Run
-from wakeq.errors import UnavailableError
+from wakeq.errors import WakeqError
 from wakeq.redis_url import RedisURL
 from wakeq.wire import Command, Lost, ServerError, explain
 
@@ -50,6 +50,7 @@ class Subscription:
         self._chunk = memoryview(b"")
         self._at = 0
         self._parsed = True  # all that the parser has
+        self._refusal: WakeqError | None = None
         line = Line(url, _NAME, key)
         line.connect()
         self._reader = Reader(line, memory, bell)
@@ -77,13 +78,15 @@ class Subscription:
     @property
     def lost(self) -> bool:
         """Whether the connection is gone; what was read before may still be taken."""
-        return self._reader.lost is not None
+        return self._reader.lost is not None or self._refusal is not None
 
     @property
-    def failure(self) -> UnavailableError:
-        """Why it is gone."""
+    def failure(self) -> WakeqError:
+        """Why it is gone: `Lost`, or why Redis refuses what it was asked."""
+        if self._refusal is not None:
+            return self._refusal
         error = self._reader.lost
-        return error if isinstance(error, UnavailableError) else Lost(str(error))
+        return error if isinstance(error, Lost) else Lost(str(error))
 
     @property
     def empty(self) -> bool:
@@ -97,8 +100,7 @@ class Subscription:
     def take(self, most: int, most_bytes: int) -> list[Run]:
         """Return messages that were read, not many more than so many or so many bytes.
 
-        Raises:
-            WakeqError: the server refuses a request, or what came is not its protocol.
+        If the server refuses a request, or what comes is not its protocol, it is `lost` after that.
         """
         runs: list[Run] = []
         count = size = 0
@@ -116,7 +118,7 @@ class Subscription:
             # What comes after it means nothing.
             self._reader.chunks.clear()
             self._chunk, self._parsed = memoryview(b""), True
-            raise Lost(f"Redis at {self._url} sent what is not its protocol: {error}") from None
+            self._refusal = Lost(f"Redis at {self._url} sent what is not its protocol: {error}")
         return runs
 
     def _feed(self) -> bool:
@@ -135,7 +137,8 @@ class Subscription:
     def _take(self, reply: Any, runs: list[Run]) -> int:
         """Take a reply; return the bytes of a message of ours, at least 1, or 0."""
         if isinstance(reply, ServerError):
-            raise explain(reply, self._url)
+            self._refusal = explain(reply, self._url)
+            return 0
         kind = reply[0]
         if kind == b"pmessage":
             source, channel, body = reply[1:]
