@@ -15,6 +15,7 @@ from redis.exceptions import NoScriptError
 from redis_servers import Cluster, RedisServer, wait_until
 from wakeq import AsyncFanoutClient, FanoutClient, RoomError, keys
 from wakeq.errors import UnavailableError, WakeqError
+from wakeq.fanout.core import Core
 from wakeq.fanout.records import read_message
 from wakeq.fanout.rooms import Request, Rooms
 
@@ -249,6 +250,31 @@ def test_pings_say_all_rooms_of_a_client(rooms: FanoutClient, redis: RedisServer
         assert (redis.client().zscore(keys.room(room)[2], "a") or 0) < 10**14
     rooms.ping("a")  # what it was timed out of is known now
     assert refused(rooms.ping, "b") == "not-subscribed"
+
+
+def test_remembers_no_more_than_so_many_clients_for_their_pings(
+    rooms: FanoutClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wakeq.fanout.core._JOINED_MOST", 2)
+    rooms.subscribe("r", "a", W)
+    rooms.subscribe("r", "b", W)
+    rooms.ping("a")
+    rooms.subscribe("r", "c", W)
+    rooms.ping("a")
+    rooms.ping("c")
+    rooms.ping("b", "r")
+    assert refused(rooms.ping, "b") == "not-subscribed"
+
+
+def test_a_worker_and_a_gateway_remember_nobody_whom_they_do_not_ping_for() -> None:
+    core = Core(None, 30.0, 0)
+    steps = core.subscribe("r", "a", W, "sync", "keep", index=False)
+    next(steps)  # joins
+    steps.send([0, 1, 0, 0])  # registers the room
+    with pytest.raises(StopIteration):
+        steps.send(1)
+    with pytest.raises(RoomError, match="was not subscribed to any room here"):
+        next(core.ping("a", None))
 
 
 def test_the_backlog_is_kept_when_the_last_client_leaves(rooms: FanoutClient) -> None:
@@ -519,7 +545,35 @@ def test_the_metrics_of_all_rooms_name_as_many_as_were_asked_for(rooms: FanoutCl
     assert rooms.metrics(top=1, by="clients").top[0].room == NAMES[0]
     rooms.unsubscribe(NAMES[0], "a")
     assert rooms.metrics().rooms == 7
-    assert rooms.metrics().rooms == 7  # it has left the registry, the others have not
+
+
+def test_a_room_leaves_the_registry_when_whoever_uses_it_next_puts_it_there_again(
+    make: Callable[..., FanoutClient], redis: RedisServer
+) -> None:
+    def used(seconds_ago: int) -> None:
+        now = redis.client().time()[0]
+        state = {"seq": (now - seconds_ago) * 10**6, "used": (now - seconds_ago) * 1000}
+        redis.client().hset(keys.room("r")[0], mapping=state)
+
+    sender, other = make(redis.url), make(redis.url)
+    sender.subscribe("r", "a", W)
+    sender.ack("r", "a", sender.send("r", "1"))
+    sender.unsubscribe("r", "a")
+    assert other.metrics().rooms == 0
+    # The sender does not say again within a minute that there is this room.
+    sender.send("r", "2")
+    assert [(one.room, one.backlog) for one in other.metrics().top] == [("r", 1)]
+    redis.client().delete(keys.room("r")[1])
+    used(100)
+    other.metrics()
+    assert redis.client().smembers(keys.ROOMS) == {b"r"}
+    used(130)
+    other.metrics()
+    assert redis.client().smembers(keys.ROOMS) == set()
+    other.subscribe("r", "a", W)  # which counts as use
+    other.unsubscribe("r", "a")
+    other.metrics()
+    assert redis.client().smembers(keys.ROOMS) == {b"r"}
 
 
 def test_the_delay_is_that_of_the_oldest_message_whatever_its_priority(

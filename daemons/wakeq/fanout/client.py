@@ -27,7 +27,7 @@ class _Client:
         self, redis_url: str | RedisURL | None, client: Any, core: dict[str, Any], kind: bool
     ) -> None:
         self._servers = servers(redis_url, client, _NAME, kind)
-        self._core = Core(self._servers, **core)
+        self._core = Core(self._servers, **core, remembers=True)
 
     def create_client_id(self) -> str:
         """Return a client id that nobody else has: 128 random bits, without asking anybody."""
@@ -132,6 +132,8 @@ class FanoutClient(_Client):
 
     def ping(self, client_id: str, room: str | None = None) -> None:
         """Say that a client is alive, in one room, or in all that it was subscribed to here.
+
+        Remembered are the hundred thousand clients that were heard of last.
 
         Raises:
             RoomError: `timed-out` or `not-subscribed`; the other rooms have heard it.

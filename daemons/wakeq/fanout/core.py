@@ -9,13 +9,22 @@ from wakeq import keys
 from wakeq.errors import RoomError, WakeqError
 from wakeq.fanout import rooms
 from wakeq.fanout.calling import Steps, call, call_all
-from wakeq.fanout.records import RoomMetrics, add_up, read_metrics, read_peek, read_state
+from wakeq.fanout.records import (
+    RoomMetrics,
+    add_up,
+    read_metrics,
+    read_peek,
+    read_state,
+    unused_seconds,
+)
 from wakeq.fanout.rooms import Request, Rooms, checked, checked_worker
 
-# How often a room that is used is put into the registry again, from which others may take it when
-# they find it empty.
+# How often a room that is used is put into the registry again. Others may take it from there when
+# they find it empty, and unused for so long that whoever uses it then would put it there again.
 _REGISTER_SECONDS = 60.0
+_FORGET_SECONDS = 2 * _REGISTER_SECONDS
 _REGISTERED_MOST = 100_000
+_JOINED_MOST = 100_000
 _SCANNED = 500
 _BY = ("backlog", "delay", "clients", "waiting", "round_age", "rounds", "timeouts")
 # A repeated request's answers to what its first sending has done.
@@ -23,9 +32,18 @@ _DONE_BEFORE = {"doubled", "not-outstanding"}
 
 
 class Core:
-    """Decides what is sent, and what the replies mean, for both kinds of clients."""
+    """Decides what is sent, and what the replies mean, for both kinds of clients.
 
-    def __init__(self, servers: Any, timeout: float, queue_limit: int) -> None:
+    Args:
+        servers: where to.
+        timeout: of the clients, in seconds.
+        queue_limit: a send to a room where so many messages wait is an error; 0: no limit.
+        remembers: who joins which rooms is remembered, for `ping`.
+    """
+
+    def __init__(
+        self, servers: Any, timeout: float, queue_limit: int, remembers: bool = False
+    ) -> None:
         if not isinstance(queue_limit, int) or queue_limit < 0:
             raise ValueError(f"queue_limit must be 0 or more, not {queue_limit!r}")
         self.servers = servers
@@ -33,7 +51,9 @@ class Core:
         self.queue_limit = queue_limit
         self.rooms = Rooms()
         self._registered: dict[str, float] = {}
-        self._joined: dict[str, set[str]] = {}  # client -> rooms, of those who joined here
+        self._remembers = remembers
+        # client -> rooms, of those who joined here; who was not heard of for longest comes first.
+        self._joined: dict[str, set[str]] = {}
 
     def subscribe(
         self, room: str, client: str, worker: str, mode: str, backlog: str, index: bool = True
@@ -47,6 +67,7 @@ class Core:
             raise ValueError(f"backlog must be keep or drop, not {backlog!r}")
         drop = backlog == "drop"
         join = self.rooms.join(room, client, worker, mode, self.timeout_ms, drop)
+        began = time.monotonic()
         # Before, so that no room is ever without it; after, because it may have been removed as
         # empty just then.
         key = keys.worker_rooms(worker)
@@ -55,8 +76,8 @@ class Core:
         reply = yield from call(self.servers, join)
         if index:
             yield from call(self.servers, _add(key, room))
-        self._joined.setdefault(client, set()).add(room)
-        yield from self._register(room)
+        self._remember(client, room)
+        yield from self._register(room, began)
         return reply
 
     def unsubscribe(self, room: str, client: str) -> Steps:
@@ -72,10 +93,11 @@ class Core:
         limit = self.queue_limit
         producer = checked("producer", producer) if producer else ""
         request = self.rooms.send(room, rooms.encode(data), producer, priority, limit)
+        began = time.monotonic()
         message_id, length = yield from call(self.servers, request, repeatable=False)
         if not message_id:
             raise rooms.is_full(room, length)
-        yield from self._register(room)
+        yield from self._register(room, began)
         return message_id.decode()
 
     def send_out_of_band(self, room: str, data: object, producer: str) -> Steps:
@@ -110,6 +132,7 @@ class Core:
     def ping(self, client: str, room: str | None) -> Steps:
         checked("client_id", client)
         found = [room] if room is not None else sorted(self._joined.get(client, ()))
+        self._put_last(client)
         if not found:
             raise RoomError(
                 "not-subscribed", f"client {client} was not subscribed to any room here; say which"
@@ -148,37 +171,49 @@ class Core:
         if not isinstance(top, int) or top < 0:
             raise ValueError(f"top must be 0 or more, not {top!r}")
         found: dict[str, RoomMetrics] = {}
+        unused: list[str] = []
         cursor: Any = 0
         while True:
             scan = Request(keys.ROOMS, ("SSCAN", keys.ROOMS, cursor, "COUNT", _SCANNED))
             cursor, raws = yield from call(self.servers, scan)
             names = [name for raw in raws if (name := raw.decode()) not in found]
-            for one in (yield from self._figures(names)):
+            for one, seconds in (yield from self._figures(names)):
                 found[one.room] = one
+                if one.is_empty and seconds > _FORGET_SECONDS:
+                    unused.append(one.room)
             if not int(cursor):
                 break
-        yield from self._forget_empty([name for name, one in found.items() if one.is_empty])
+        yield from self._forget(unused)
         some = [one for one in found.values() if not one.is_empty]
         return add_up(list(found.values()), heapq.nlargest(top, some, lambda one: getattr(one, by)))
 
     def _figures(self, names: Sequence[str]) -> Steps:
         requests = [self.rooms.state(name, with_clients=False) for name in names]
         replies = yield from call_all(self.servers, requests)
-        return [read_metrics(*pair) for pair in zip(names, replies, strict=True)]
+        return [
+            (read_metrics(name, reply), unused_seconds(reply))
+            for name, reply in zip(names, replies, strict=True)
+        ]
 
-    def _forget_empty(self, names: Sequence[str]) -> Steps:
+    def _forget(self, names: Sequence[str]) -> Steps:
         """Take rooms out of the registry, but not those that were used meanwhile."""
         for start in range(0, len(names), _SCANNED):
             some = names[start : start + _SCANNED]
             yield from call(self.servers, Request(keys.ROOMS, ("SREM", keys.ROOMS, *some)))
             # Who uses a room registers it afterwards, so what is not seen here comes later.
-            used = [one.room for one in (yield from self._figures(some)) if not one.is_empty]
+            figures = yield from self._figures(some)
+            used = [one.room for one, _ in figures if not one.is_empty]
             if used:
                 yield from call(self.servers, _add(keys.ROOMS, *used))
 
-    def _register(self, room: str) -> Steps:
-        now = time.monotonic()
-        if now - self._registered.get(room, -_REGISTER_SECONDS) < _REGISTER_SECONDS:
+    def _register(self, room: str, began: float) -> Steps:
+        """Put a room into the registry, after it was used; `began`: that was not before, monotonic.
+
+        Redis says how long the room is unused, so what counts is when the use began, not when its
+        reply was seen.
+        """
+        before = self._registered.get(room)
+        if before is not None and time.monotonic() - before < _REGISTER_SECONDS:
             return
         if len(self._registered) >= _REGISTERED_MOST:
             self._registered.clear()
@@ -186,7 +221,18 @@ class Core:
             yield from call(self.servers, _add(keys.ROOMS, room))
         except WakeqError:
             return  # what was asked for is done; the next one tries again
-        self._registered[room] = now
+        self._registered[room] = began
+
+    def _remember(self, client: str, room: str) -> None:
+        if self._remembers:
+            self._joined.setdefault(client, set()).add(room)
+            self._put_last(client)
+            if len(self._joined) > _JOINED_MOST:
+                del self._joined[next(iter(self._joined))]
+
+    def _put_last(self, client: str) -> None:
+        if (found := self._joined.pop(client, None)) is not None:
+            self._joined[client] = found
 
     def _left(self, room: str, client: str) -> None:
         if found := self._joined.get(client):

@@ -191,6 +191,14 @@ def read_metrics(room: str, reply: Sequence[Any]) -> RoomMetrics:
     return RoomMetrics(room, clients, sync, backlog, delay, outstanding, waiting, age, *sums)
 
 
+def unused_seconds(reply: Sequence[Any]) -> float:
+    """Return how long ago somebody has joined, or sent something, by a reply of room_state.lua."""
+    now_us, pairs = int(reply[0]), reply[1]
+    figures = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    used_us = max(int(figures.get(b"seq", 0)), int(figures.get(b"used", 0)) * 1000)
+    return max(0.0, (now_us - used_us) / 1e6)
+
+
 def read_state(room: str, reply: Sequence[Any]) -> RoomState:
     """Return the state in a reply of room_state.lua."""
     clients: dict[str, RoomClient] = {}

@@ -4,7 +4,8 @@
 --                                            id, message, priority, released, before: the message
 --                                            that is outstanding, while there is one; logged: the
 --                                            last number in the log; listeners, asyncs: how many
---                                            clients are not sync, and async; drop; the counters
+--                                            clients are not sync, and async; drop; used: when
+--                                            somebody has joined last, ms; the counters
 -- KEYS[2]   wakeq:room:{R}:queue     ZSET    messages that wait -> priority
 -- KEYS[3]   wakeq:room:{R}:clients   ZSET    client -> when it times out, ms
 -- KEYS[4]   wakeq:room:{R}:members   HASH    client -> packed {worker, mode, number in the log and

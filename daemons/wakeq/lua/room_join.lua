@@ -61,6 +61,7 @@ if mode ~= 'observer' then
     call('HDEL', state, 'drop')
   end
 end
+call('HSET', state, 'used', now)
 call('PERSIST', state)
 finish()
 return {resumed, version or worker_of(worker)[2], logged, round}
