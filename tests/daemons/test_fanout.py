@@ -554,6 +554,50 @@ def test_who_does_not_read_answers_is_not_read_from(host: FanoutHost) -> None:
     assert slow.hear()["ok"]
 
 
+def test_no_answer_is_left_out_however_late_it_is_read(host: FanoutHost) -> None:
+    host.start("--unread-kib=64", "--slow-timeout=1h")
+    other = host.client()
+    for _ in range(60):
+        other.done("send", room="r", data="x" * 950)
+    late = [host.client() for _ in range(8)]
+    # Each of them is stopped by what the kernel takes at another place.
+    limits = [[5 * number, *[30, 60] * 20] for number in range(len(late))]
+    for client, some in zip(late, limits, strict=True):
+        requests = [{"op": "peek", "room": "r", "limit": limit} for limit in some]
+        client.write(b"".join(json.dumps(each).encode() + b"\n" for each in requests))
+    # Nothing is read meanwhile.
+    for _ in range(100):
+        other.done("peek", room="r", limit=1)
+
+    for client, some in zip(late, limits, strict=True):
+        assert [len(client.hear()["messages"]) for _ in some] == some
+
+
+def test_answers_are_kept_for_who_is_ejected(host: FanoutHost) -> None:
+    host.start("--unread-kib=64", "--slow-timeout=1h")
+    client, rooms = host.client(), [f"r{number}" for number in range(40)]
+    for _ in range(30):
+        client.done("send", room="waits", data="x" * 900)
+    slow = [host.member(rooms[0]) for _ in range(10)]
+    for each in slow:
+        for room in rooms[1:]:
+            each.done("subscribe", room=room)
+    for room in rooms:
+        for number, each in enumerate(slow):
+            each.say("peek", room="waits", limit=5 + 2 * number)
+        client.done("send", room=room, data="x" * 20_000)
+    host.wait_clients(rooms[0], 0)
+
+    for each in slow:
+        last = each.say("ping")
+        told = [each.hear()]
+        while told[-1].get("ref") != last:
+            told.append(each.hear())
+        refs = [told["ref"] for told in told if "ref" in told]
+        assert refs == list(range(len(rooms) + 1, last + 1))
+        assert [told["reason"] for told in told if "reason" in told] == ["too-slow"] * len(rooms)
+
+
 def test_an_answer_that_is_too_long_is_an_error(host: FanoutHost) -> None:
     host.start("--unread-kib=64")
     client = host.client()

@@ -128,11 +128,13 @@ def test_what_waits_is_dropped_behind_the_line_that_was_begun(
     long = b"x" * 2_000_000 + b"\n"
     peer.put(long)
     peer.put(b"dropped\n")
+    peer.put(b"kept\n")
     peer.send()
-    assert 0 < peer.unsent < len(long) + 8
+    assert 0 < peer.unsent < len(long) + 13
     peer.put(b"dropped, too\n")
+    peer.put(b"kept, too\n")
 
-    peer.drop_unsent()
+    peer.drop_unsent(b"dropped")
     peer.put(b"last\n")
 
     received = b""
@@ -142,7 +144,7 @@ def test_what_waits_is_dropped_behind_the_line_that_was_begun(
     theirs.settimeout(10)
     while not received.endswith(b"last\n"):
         received += theirs.recv(1_000_000)
-    assert received == long + b"last\n"
+    assert received == long + b"kept\nkept, too\nlast\n"
 
 
 def test_who_hangs_up_is_read_to_the_end_and_written_to_no_more(

@@ -22,6 +22,8 @@ from wakeq.fanout.rooms import checked
 
 # More acknowledgements than a connection may wait for at once; then its next request waits.
 _ACKS_MOST = 1000
+# Characters of a ref that is kept with them; the answer to an acknowledgement has nothing else.
+_REF_MOST = 1000
 _PEEKED_MOST = 1000
 _TOP_MOST = 1000
 
@@ -196,10 +198,10 @@ class Clerk:
     def _acknowledge(self, peer: Peer, ref: object, fields: dict[str, Any]) -> None:
         room, message_id = fields["room"], fields["id"]
         client = self._client(peer, room)
-        gatherer = self._gateway.gatherer
-        if peer.acks < _ACKS_MOST and gatherer.acknowledge(peer, room, message_id, ref):
+        may_wait = peer.acks < _ACKS_MOST and _is_small(ref)
+        if may_wait and self._gateway.gatherer.acknowledge(peer, room, message_id, ref):
             return
-        # It will be refused, in all likelihood; Redis says why.
+        # Else it will be refused, in all likelihood; Redis says why.
         checked("id", message_id)
         request = self._gateway.office.rooms.acknowledge(room, message_id, [client])
 
@@ -252,6 +254,12 @@ class Clerk:
 
     def _state(self, peer: Peer, ref: object, fields: dict[str, Any]) -> None:
         self._run(peer, ref, self._gateway.core.room_state(fields["room"]), protocol.whole_state)
+
+
+def _is_small(ref: object) -> bool:
+    if isinstance(ref, str):
+        return len(ref) <= _REF_MOST
+    return not isinstance(ref, list | dict) or len(protocol.as_json(ref)) <= _REF_MOST
 
 
 def _messages(found: list[Any]) -> dict[str, object]:

@@ -168,15 +168,12 @@ class Door:
             for peer in done:
                 self.pump(peer)
 
-    def put(self, peer: Peer, line: bytes) -> None:
-        """Have a line sent to a connection; one that has fallen too far behind is ejected."""
-        if peer.closed:
-            return
-        if not self._makes_room(peer, len(line)):
+    def deliver(self, peer: Peer, line: bytes) -> None:
+        """Have a message sent to a connection; one that has fallen too far behind is ejected."""
+        if self._makes_room(peer, len(line)):
+            self.put(peer, line)
+        elif not peer.closed:
             self.host.eject(peer, "too-slow")
-            return
-        peer.put(line)
-        self._unsent.add(peer)
 
     def _makes_room(self, peer: Peer, size: int) -> bool:
         if not peer.has_room(size):
@@ -192,10 +189,12 @@ class Door:
         self._unsent.add(peer)
         return False
 
-    def put_always(self, peer: Peer, line: bytes) -> None:
-        """Have a line sent that must not be left out."""
-        peer.put(line)
-        self._unsent.add(peer)
+    def put(self, peer: Peer, line: bytes) -> None:
+        """Have a line sent that must not be left out: an answer, of which there are few, as no
+        requests are taken from who is behind; or the event that somebody is ejected."""
+        if not peer.closed:
+            peer.put(line)
+            self._unsent.add(peer)
 
     def flush(self) -> None:
         """Send what the turn has brought, and see what may be read next."""
@@ -214,12 +213,14 @@ class Door:
         if peer.is_behind and not peer.behind_since:
             peer.behind_since = time.monotonic()
             self.behind.add(peer)
-        elif (peer.behind_since or peer.is_held) and not peer.is_behind:
-            peer.behind_since = 0.0
-            peer.is_held = False
-            self.behind.discard(peer)
-            self.host.resume(peer)
-            self.pump(peer)
+        elif not peer.is_behind:
+            if peer.behind_since or peer.is_held:
+                peer.behind_since = 0.0
+                peer.is_held = False
+                self.behind.discard(peer)
+                self.host.resume(peer)
+            if peer.has_line and not (peer.busy or self._quiet):
+                self.pump(peer)  # it was behind, if only until the end of this turn
         done = peer.ended and not (peer.has_line or peer.busy or peer.acks or peer.unsent)
         if peer.closed or done:
             self._drop(peer)

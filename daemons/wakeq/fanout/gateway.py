@@ -211,7 +211,7 @@ class Gateway:
         if held is not None:
             held.append(self._event[1])
         else:
-            self._door.put(peer, self._event[1])
+            self._door.deliver(peer, self._event[1])
 
     def hear(self, room: str, reply: Any) -> None:
         """Take the figures in the reply to an acknowledgement that a desk did not ask for."""
@@ -254,7 +254,7 @@ class Gateway:
                     desk.end_leave(client)
             done(error)
             for line in held if error is None else ():
-                self._door.put(peer, line)
+                self._door.deliver(peer, line)
 
         steps = self.core.subscribe(room, client, self.office.name, mode, backlog, index=False)
         self._link.run(steps, joined)
@@ -313,8 +313,8 @@ class Gateway:
         return bool(self.office.touched or self.leaver.has_work)
 
     def eject(self, peer: Peer, reason: str) -> None:
-        """Take a connection out of all rooms, and tell it instead of what it has not read."""
-        peer.drop_unsent()
+        """Take a connection out of all rooms, and tell it instead of messages it has not read."""
+        peer.drop_unsent(protocol.DELIVERY)
         peer.moved_at = time.monotonic()  # it may read this now
         for room, client in list(peer.rooms.items()):
             self._eject(peer, room, reason)
@@ -325,7 +325,7 @@ class Gateway:
         if len(peer.gone) >= _GONE_MOST:
             peer.gone.clear()
         peer.gone[room] = reason
-        self._door.put_always(peer, protocol.ejection(room, reason))
+        self._door.put(peer, protocol.ejection(room, reason))
 
     def _tell_ejected(self, desk: Desk) -> None:
         ejected, desk.ejected = desk.ejected, []

@@ -172,12 +172,12 @@ class Peer:
         self._out.append(line)
         self.unsent += len(line)
 
-    def drop_unsent(self) -> None:
-        """Forget what waits, but for the first line: it may have been begun."""
-        if self._out:
-            first, newline, _ = self._out[0].partition(b"\n")
-            self._out = deque([first + newline])
-            self.unsent = len(self._out[0])
+    def drop_unsent(self, head: bytes) -> None:
+        """Forget the lines that wait and begin so, but for the first: it may have been begun."""
+        first, *others = b"".join(self._out).splitlines(keepends=True) or [b""]
+        kept = [first, *(line for line in others if not line.startswith(head))]
+        self._out = deque(line for line in kept if line)
+        self.unsent = sum(map(len, kept))
 
     def send(self) -> None:
         """Send what waits, as far as the other side takes it."""

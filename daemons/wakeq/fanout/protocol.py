@@ -72,6 +72,8 @@ _decoder = json.JSONDecoder(parse_constant=_no_constant)
 _decode = _decoder.decode
 _scan = vars(_decoder)["scan_once"]
 _DONE = b'{"ref":null,"ok":true}\n'
+# How the events begin that messages are, and nothing else does.
+DELIVERY = b'{"event":"message",'
 
 
 def _value(line: bytes) -> Any:
@@ -210,7 +212,7 @@ def code_of(error: BaseException) -> str:
 
 def delivery(room: str, message: Queued, oob: bool) -> bytes:
     """Return the event that a message is."""
-    head = b'{"event":"message","room":%b,"id":%b' % (as_json(room), as_json(message.id))
+    head = b'%b"room":%b,"id":%b' % (DELIVERY, as_json(room), as_json(message.id))
     tail = b'"producer":%b,"oob":%b}\n' % (as_json(message.producer), b"true" if oob else b"false")
     return b"%b,%b,%b" % (head, _data(message.data), tail)
 
