@@ -24,7 +24,8 @@ from wakeq import (
     RoomMessage,
     keys,
 )
-from wakeq.errors import ConfigError, RefusedError
+from wakeq.errors import ConfigError, RefusedError, UnavailableError
+from wakeq.fanout.core import Core
 from wakeq.fanout.rooms import Rooms
 from wakeq.fanout.tally import WorkerMetrics
 from wakeq.redis_url import RedisURL
@@ -371,6 +372,83 @@ def test_messages_are_acknowledged_by_hand(
         rooms.ack("r", "a", seen.messages[1].id)  # by somebody else
         seen.wait(3)
         assert rooms.room_metrics("r").outstanding == seen.messages[2].id
+
+
+def test_what_was_acknowledged_counts_also_if_the_client_leaves_at_once(
+    kind: Any, rooms: FanoutClient, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = Seen()
+
+    def handle(message: RoomMessage) -> None:
+        message.ack()
+        worker.unsubscribe(message.room, message.client)
+        left(message)
+
+    with kind(handle, redis.url, FanoutTerms(auto_ack=False)) as worker:
+        for number in range(30):
+            worker.subscribe("r", f"c{number}")
+            rooms.send("r", str(number))
+            left.wait(number + 1)
+            metrics = rooms.room_metrics("r")
+            assert (metrics.acknowledged, metrics.backlog) == (number + 1, 0)
+        wait_until(lambda: worker.metrics().acknowledged == 30)
+        # Somebody else has it leave, while the acknowledgement is under way.
+        worker_of_seen = Seen()
+        with kind(worker_of_seen, redis.url, FanoutTerms(auto_ack=False)) as other:
+            for number in range(30):
+                other.subscribe("r", "a")
+                rooms.send("r", "x")
+                worker_of_seen.wait(number + 1)
+                worker_of_seen.messages[-1].ack()
+                other.unsubscribe("r", "a")
+                metrics = rooms.room_metrics("r")
+                assert (metrics.acknowledged, metrics.backlog) == (30 + number + 1, 0)
+            wait_until(lambda: other.metrics().acknowledged == 30)
+    assert not caplog.messages
+
+
+def test_a_coroutine_acknowledges_and_leaves(rooms: FanoutClient, redis: RedisServer) -> None:
+    async def life() -> None:
+        done = asyncio.Event()
+
+        async def handle(message: RoomMessage) -> None:
+            message.ack()
+            await worker.unsubscribe(message.room, message.client)
+            done.set()
+
+        async with AsyncFanoutWorker(handle, redis.url, FanoutTerms(auto_ack=False)) as worker:
+            await worker.subscribe("r", "a")
+            await asyncio.to_thread(rooms.send, "r", "1")
+            await done.wait()
+
+    asyncio.run(life())
+    metrics = rooms.room_metrics("r")
+    assert (metrics.acknowledged, metrics.backlog) == (1, 0)
+
+
+def test_acknowledges_later_for_who_could_not_leave(
+    kind: Any, rooms: FanoutClient, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise UnavailableError("no")
+        yield
+
+    seen = Seen()
+    with kind(seen, redis.url, FanoutTerms(auto_ack=False)) as worker:
+        worker.subscribe("r", "a")
+        rooms.send("r", "1")
+        seen.wait(1)
+        # It is under way, with no reply, or was not sent yet.
+        redis.client().client_pause(60_000, all=False)
+        seen.messages[0].ack()
+        with monkeypatch.context() as patched:
+            patched.setattr(Core, "ack_ahead", fail)
+            patched.setattr(Core, "unsubscribe", fail)
+            with pytest.raises(UnavailableError):
+                worker.unsubscribe("r", "a")
+        redis.client().client_unpause()
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 1)
+        assert rooms.room_state("r").clients.keys() == {"a"}
 
 
 def test_acknowledged_by_the_worker_there_is_nothing_to_do_by_hand(

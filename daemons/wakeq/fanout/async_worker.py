@@ -108,11 +108,22 @@ class AsyncFanoutWorker:
 
     async def unsubscribe(self, room: str, client_id: str) -> None:
         """Let a client leave; see `FanoutClient.unsubscribe`."""
+        core = self._office.core
+        await asyncio.sleep(0)  # what was acknowledged just now is known by then
         desk = self._office.desk(room)
         desk.begin_leave(client_id)
+        unanswered = desk.unanswered(client_id)
         try:
-            await self._drive(self._office.core.unsubscribe(room, client_id))
+            if unanswered:
+                # Behind the leave they would not count, and the message might be back in line.
+                steps = core.ack_ahead(room, client_id, unanswered)
+                counted = await self._drive(steps)
+                unanswered = []
+                self._office.tally.acknowledged += counted
+            await self._drive(core.unsubscribe(room, client_id))
         finally:
+            for message_id in unanswered:
+                desk.acknowledge(client_id, message_id)
             desk.end_leave(client_id)
             self._serve(room)
 

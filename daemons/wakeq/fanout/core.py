@@ -1,5 +1,6 @@
 """What the clients of rooms send, and what the replies mean; `client` and the workers send it."""
 
+import contextlib
 import heapq
 import time
 from collections.abc import Iterable, Sequence
@@ -128,6 +129,15 @@ class Core:
                     self._left(room, client)
         if error := rooms.refused(room, failed):
             raise error
+
+    def ack_ahead(self, room: str, client: str, message_ids: Sequence[str]) -> Steps:
+        """Acknowledge for who is about to leave, maybe once more; return how many have counted."""
+        counted = 0
+        for message_id in message_ids:
+            with contextlib.suppress(RoomError):
+                yield from self.ack(room, client, message_id)
+                counted += 1
+        return counted
 
     def ping(self, client: str, room: str | None) -> Steps:
         checked("client_id", client)

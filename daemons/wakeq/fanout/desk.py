@@ -337,6 +337,16 @@ class Desk:
             self._acks_since = time.monotonic()
         self._acks.setdefault(message_id, {}).update(dict.fromkeys(clients))
 
+    def unanswered(self, client: str) -> list[str]:
+        """Return what a client has acknowledged, and Redis not confirmed: the caller's to send."""
+        found = [ask.message_id for ask in self._asked if client in ask.clients]
+        for message_id in [each for each, clients in self._acks.items() if client in clients]:
+            found.append(message_id)
+            del self._acks[message_id][client]
+            if not self._acks[message_id]:
+                del self._acks[message_id]
+        return found
+
     def finish(self, message: RoomMessage) -> None:
         """Have one of the log done, whatever became of it."""
         if self._log_todo and self._log_todo[0][1] is message:

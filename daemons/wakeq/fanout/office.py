@@ -122,7 +122,8 @@ class Office:
         if ask.what == "ack":
             failed = desk.take_ack(ask, reply)
             for client, code in failed:
-                if not request.repeated:
+                # Of who has left here, it was sent once more, ahead of that.
+                if not request.repeated and client in desk.seats:
                     log.warning("room %s, client %s: %s", desk.room, client, code)
         elif ask.what == "look":
             desk.take_look(ask, reply)

@@ -141,13 +141,24 @@ class FanoutWorker:
 
     def unsubscribe(self, room: str, client_id: str) -> None:
         """Let a client leave; see `FanoutClient.unsubscribe`."""
+        core = self._office.core
         with self._lock:
             desk = self._office.desk(room)
             desk.begin_leave(client_id)
+            unanswered = desk.unanswered(client_id)
         try:
-            drive(self._servers, self._office.core.unsubscribe(room, client_id))
+            if unanswered:
+                # Behind the leave they would not count, and the message might be back in line.
+                steps = core.ack_ahead(room, client_id, unanswered)
+                counted = drive(self._servers, steps)
+                unanswered = []
+                with self._lock:
+                    self._office.tally.acknowledged += counted
+            drive(self._servers, core.unsubscribe(room, client_id))
         finally:
             with self._lock:
+                for message_id in unanswered:
+                    desk.acknowledge(client_id, message_id)
                 desk.end_leave(client_id)
             self._serve(room)
 
