@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import NotifySocket
 from fanout_host import Client, FanoutHost
 from fault_proxy import FaultProxy
 from redis_servers import RedisServer, wait_until
@@ -216,6 +217,37 @@ def test_redis_that_does_not_answer_is_told_and_others_are_not_held_up(
             wait_until(lambda: asks.ask("peek", room="r")["ok"], 30)
         finally:
             host.close()
+
+
+@pytest.mark.parametrize("kills", [0, 1], ids=["requests", "rings"])
+def test_that_one_of_two_connections_was_lost_is_taken_back(
+    hosts: list[FanoutHost], own_redis: RedisServer, notify_socket: NotifySocket, kills: int
+) -> None:
+    host = hosts[0]
+    host.env |= notify_socket.env
+    gateway = host.start()
+    client = host.member("r")
+    notify_socket.wait_for("STATUS=1 connections, 1 clients in rooms")
+    redis = own_redis.client()
+    redis.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    ref = client.say("state", room="r")
+    wait_until(lambda: any("b" in row["flags"] for row in redis.client_list()))
+
+    for row in redis.client_list():
+        if row["name"] == "wakeq-fanout" and int(row["sub"]) == kills:
+            redis.client_kill_filter(_id=row["id"])
+    gateway.wait_log("Redis was lost")
+    redis.execute_command("CLIENT", "UNPAUSE")
+
+    gateway.wait_log("Redis is back")
+    while (answer := client.hear()).get("ref") != ref:
+        assert "event" in answer
+    assert answer["ok"]
+    said = len(notify_socket.messages)
+    client.done("ping", room="r")
+    host.member("r")
+    notify_socket.wait_for("STATUS=2 connections, 2 clients in rooms", after=said)
+    assert gateway.count("Redis was lost") == 1
 
 
 def test_a_redis_that_is_full_refuses_sends_and_lets_rounds_end(

@@ -26,6 +26,8 @@ from wakeq.fanout.link import NAME, Link
 from wakeq.fanout.office import FanoutTerms, Office
 from wakeq.fanout.peer import Peer
 from wakeq.fanout.records import Queued
+from wakeq.fanout.rooms import Request
+from wakeq.fanout.trouble import BELL
 from wakeq.wakeup.loop import Loop, Timer
 
 _AGAIN_SECONDS = 1.0
@@ -43,8 +45,6 @@ class Gateway:
         queue_limit: a send to a room where so many messages wait is refused; 0: no limit.
 
     Attributes:
-        on_trouble: called when Redis cannot be heard.
-        on_well: called when it can.
         gatherer: has messages acknowledged.
         leaver: takes out of their rooms who has left.
         delivered: how many messages were, one for each client.
@@ -53,11 +53,10 @@ class Gateway:
     def __init__(
         self, loop: Loop, link: Link, door: Door, timeout: float, queue_limit: int
     ) -> None:
-        self.on_trouble: Callable[[Exception], None]
-        self.on_well: Callable[[], None]
         self.delivered = 0
         self._loop = loop
         self._link = link
+        self._trouble = link.trouble
         self._door = door
         self.core = Core(link, timeout, queue_limit)
         terms = FanoutTerms(timeout=timeout, auto_ping=True, auto_ack=False)
@@ -86,8 +85,8 @@ class Gateway:
         self._backoff.reset()
         # Nothing rang while nobody listened.
         self.office.doubt()
+        self._trouble.end(BELL)
         self._link.believe()
-        self.on_well()
 
     def _hear(self) -> None:
         try:
@@ -100,7 +99,7 @@ class Gateway:
         self._loop.forget(self._bell_fd)
         self._bell.close()
         self._loop.after(self._backoff.next(), self.listen)
-        self.on_trouble(error)
+        self._trouble.begin(BELL, error)
 
     def turn(self) -> None:
         """Do what there is to do, at the end of each turn of the loop."""
@@ -165,6 +164,7 @@ class Gateway:
             self._tell_ejected(desk)
         if desk.is_idle and not self.leaver.is_about(room) and self.gatherer.forget(room):
             self.office.forget(desk)
+            self._trouble.end(f"room {room}")
 
     def _is_held_up(self, desk: Desk) -> bool:
         """Tell whether to read no more for now: a client there has not taken what was read."""
@@ -185,16 +185,22 @@ class Gateway:
             else:
                 desk.is_served = False
             if error is not None:
-                self.on_trouble(error)
+                self._trouble.begin(f"room {desk.room}", error)
                 self.office.after(_AGAIN_SECONDS, desk, partial(desk.put_back, ask))
-            elif ask.what == "ack":
-                failed = desk.take_ack(ask, reply)
-                self.gatherer.answer(desk.room, ask, failed, request.repeated)
             else:
-                self.office.take(desk, ask, request, reply)
+                if self._trouble:
+                    self._trouble.end(f"room {desk.room}")
+                self._take(desk, ask, request, reply)
             self.office.touched.add(desk.room)
 
         self._link.carry_out(request, done)
+
+    def _take(self, desk: Desk, ask: Ask, request: Request, reply: Any) -> None:
+        if ask.what == "ack":
+            failed = desk.take_ack(ask, reply)
+            self.gatherer.answer(desk.room, ask, failed, request.repeated)
+        else:
+            self.office.take(desk, ask, request, reply)
 
     def _deliver(self, message: RoomMessage) -> None:
         peer = self._members.get((message.room, message.client))

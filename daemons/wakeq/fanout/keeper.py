@@ -10,13 +10,13 @@ import resource
 import socket
 import time
 
-from wakeq import journal
 from wakeq.failpoint import hit
 from wakeq.fanout.clerk import Clerk
 from wakeq.fanout.door import Door
 from wakeq.fanout.gateway import Gateway
 from wakeq.fanout.link import Link
 from wakeq.fanout.peer import Limits
+from wakeq.fanout.trouble import Trouble
 from wakeq.redis_url import RedisURL
 from wakeq.service import Service
 from wakeq.wakeup.loop import Loop, Timer
@@ -36,7 +36,8 @@ class Keeper:
         self._log = service.log
         self._settings = settings = service.config.fanout()
         self._loop = Loop(service)
-        self._link = Link(self._loop, RedisURL(service.common.redis_url))
+        self._trouble = Trouble(self._log)
+        self._link = Link(self._loop, RedisURL(service.common.redis_url), self._trouble)
         most = _allow_connections(settings.connections)
         self._door = Door(self._loop, listeners, most, settings.slow_timeout)
         self._gateway = Gateway(
@@ -44,15 +45,12 @@ class Keeper:
         )
         limits = Limits(settings.line_kib * 1024, settings.unread_kib * 1024)
         self._door.host = Clerk(self._door, self._gateway, self._link, limits)
-        self._lost = False  # and logged
         self._idle_timer: Timer | None = None
         self._said: tuple[int, int, bool] | None = None
         self._said_timer: Timer | None = None
 
     def run(self) -> None:
         """Serve until the service is told to stop, or has nothing to do."""
-        self._link.on_trouble = self._gateway.on_trouble = self._trouble
-        self._gateway.on_well = self._well
         self._loop.turns += [self._turn, self._link.send, self._see_whether_done]
         self._link.start()
         self._door.open()
@@ -108,7 +106,7 @@ class Keeper:
 
     @property
     def _figures(self) -> tuple[int, int, bool]:
-        return len(self._door.peers), self._gateway.clients, self._lost
+        return len(self._door.peers), self._gateway.clients, bool(self._trouble)
 
     def _say(self) -> None:
         """Tell the service manager how things are; not again within a second."""
@@ -118,18 +116,6 @@ class Keeper:
             text = f"{connections} connections, {clients} clients in rooms"
             self._service.notifier.status(f"waiting for Redis; {text}" if lost else text)
             self._said_timer = self._loop.after(_SAY_SECONDS, self._say)
-
-    def _trouble(self, error: Exception) -> None:
-        if not self._lost:
-            self._lost = True
-            self._log.warning(
-                "Redis was lost, trying again", event_id=journal.REDIS_LOST, error=str(error)
-            )
-
-    def _well(self) -> None:
-        if self._lost:
-            self._lost = False
-            self._log.info("Redis is back", event_id=journal.REDIS_BACK)
 
 
 def _allow_connections(most: int) -> int:

@@ -4,6 +4,7 @@ There is one to each server that is needed. Requests of a turn go out together, 
 order. A connection that breaks fails what was asked over it; the next request connects anew.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -16,6 +17,7 @@ from wakeq.backoff import Backoff
 from wakeq.errors import UnavailableError, WakeqError
 from wakeq.fanout.calling import Steps, call
 from wakeq.fanout.rooms import Request
+from wakeq.fanout.trouble import BELL, Trouble
 from wakeq.redis_url import RedisURL
 from wakeq.wakeup.loop import Loop
 from wakeq.wire import Command, Connection, Lost, ServerError
@@ -33,8 +35,9 @@ Done = Callable[[Any, Exception | None], None]
 class _Line:
     """One connection, and what was asked over it."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, key: str) -> None:
         self.connection = connection
+        self.key = key  # one of those that are there
         self.fd = connection.fileno()
         self.waiting: deque[Then] = deque()
         self.outgoing: list[Command] = []
@@ -46,22 +49,22 @@ class Link:
 
     Attributes:
         url: the server, or those that know it.
-        on_trouble: called when a connection was lost, or cannot be made.
+        trouble: is told when a connection was lost, or cannot be made, and when it was.
     """
 
-    def __init__(self, loop: Loop, url: RedisURL) -> None:
+    def __init__(self, loop: Loop, url: RedisURL, trouble: Trouble) -> None:
         self.url = url
         self.cluster = url.scheme == "redis+cluster"
-        self.on_trouble: Callable[[Exception], None]
+        self.trouble = trouble
         self._loop = loop
         self._lines: dict[str, _Line] = {}  # by the address that Redis names; of the first, none
         self._owners: dict[int, str] = {}  # of slots
         self._down: dict[str, tuple[float, WakeqError]] = {}
+        self._lost: dict[str, str] = {}  # what has failed, by label, with a key there
         self._backoff = Backoff(0.1, 2.0)
 
     def start(self) -> None:
-        """Send at the end of each turn, and look whether Redis answers, from now on."""
-        self._loop.turns.append(self.send)
+        """Look from now on whether Redis answers; `send` is called at the end of each turn."""
         self._check()
 
     # -- asking ------------------------------------------------------------------------------
@@ -91,6 +94,7 @@ class Link:
     def believe(self) -> None:
         """Try all servers again at once: Redis answers."""
         self._down.clear()
+        self._try_lost()
 
     def redirected(self, error: Exception) -> bool:
         """Learn from a MOVED, and tell whether this was one; the request was not carried out."""
@@ -175,11 +179,13 @@ class Link:
             connection.connect(_CONNECT_SECONDS)
         except WakeqError as error:
             self._down[label] = time.monotonic() + self._backoff.next(), error
-            self.on_trouble(error)
+            self._lose(label, key, error)
             raise
         self._down.pop(label, None)
         self._backoff.reset()
-        line = self._lines[label] = _Line(connection)
+        if self._lost.pop(label, None) is not None:
+            self.trouble.end(_source(label))
+        line = self._lines[label] = _Line(connection, key)
         self._loop.watch(line.fd, lambda: self._read(label, line))
         return line
 
@@ -198,17 +204,35 @@ class Link:
 
     def _fail(self, label: str, line: _Line, error: WakeqError) -> None:
         """Give a connection up; what was asked over it may have been carried out, or not."""
+        # The server may close what is idle (its setting `timeout`); that is no trouble.
+        if line.waiting:
+            self._lose(label, line.key, error)
+        self._give_up(label, line, error)
+
+    def _give_up(self, label: str, line: _Line, error: WakeqError) -> None:
         self._loop.forget(line.fd)
         line.connection.close()
         del self._lines[label]
-        # The server may close what is idle (its setting `timeout`); that is no trouble.
-        if line.waiting:
-            self.on_trouble(error)
         for then in line.waiting:
             then(error)
 
+    def _lose(self, label: str, key: str, error: WakeqError) -> None:
+        self._lost[label] = key
+        self.trouble.begin(_source(label), error)
+
+    def _try_lost(self) -> None:
+        """Connect again where that was lost; else nobody would, until somebody asks there."""
+        # Only to one, as nothing else goes on meanwhile.
+        for label, key in list(self._lost.items())[:1]:
+            del self._lost[label]
+            self._lost[label] = key  # the next time, another one
+            with contextlib.suppress(WakeqError):
+                self._open(label, key)
+
     def _check(self) -> None:
         self._loop.after(_PATIENCE_SECONDS / 3, self._check)
+        if BELL not in self.trouble:  # else it tries, and says when to believe
+            self._try_lost()
         now = time.monotonic()
         for label, line in list(self._lines.items()):
             if line.waiting and now - line.asked_at > _PATIENCE_SECONDS:
@@ -217,6 +241,9 @@ class Link:
 
     def close(self) -> None:
         """Close all connections; what was asked fails."""
-        self.on_trouble = lambda _: None
         for label, line in list(self._lines.items()):
-            self._fail(label, line, UnavailableError("wakeq-fanout is stopping"))
+            self._give_up(label, line, UnavailableError("wakeq-fanout is stopping"))
+
+
+def _source(label: str) -> str:
+    return f"connection {label}"
