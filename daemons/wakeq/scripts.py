@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 _DIRECTORY = os.path.join(os.path.dirname(__file__), "lua")
 # Run also when Redis is out of memory. Room is made by trimming what was handled, so consumers
 # must be able to start: join, ensure_group and own take a few bytes each, trim gives memory back.
-# Nor is a leader to be lost for lack of memory; nor are clients of rooms, and rounds end.
+# Nor is a leader to be lost for lack of memory; nor are clients of rooms, and rounds end; nor the
+# channels of a bridge, which has memory of its own for what comes.
 _RUN_WHEN_FULL = (
     *("join", "ensure_group", "own", "trim", "elect", "resign"),
     # What was taken of a list is moved, not added.
     *("take", "finish_taken", "put_back", "return_taken", "keep_taker"),
+    *("bridge_hold", "bridge_begin", "bridge_leave", "bridge_enlist"),
     *("room_acknowledge", "room_leave", "room_look", "room_ping", "room_read"),
 )
 

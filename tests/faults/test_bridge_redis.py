@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bridge_host import CHANNEL, STREAM, BridgeHost, bridge_host, workers_of
+from bridge_host import CHANNEL, IDS, STREAM, BridgeHost, bridge_host, workers_of
 from conftest import NotifySocket
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
@@ -30,6 +32,26 @@ def subscriptions(host: BridgeHost) -> list[int]:
 def unread(host: BridgeHost) -> int:
     """Return how many bytes Redis has for those that are subscribed."""
     return sum(int(c["omem"]) for c in host.redis.client_list() if int(c["sub"]) > 1)
+
+
+@contextmanager
+def marks_of(host: BridgeHost) -> Iterator[Any]:
+    """Provide what hears the marks of the channel."""
+    with host.redis.pubsub() as marks:
+        marks.subscribe(keys.bridge_lease(CHANNEL, "clicks"))
+        wait_until(lambda: (marks.get_message() or {}).get("type") == "subscribe")
+        yield marks
+
+
+def wait_asked(host: BridgeHost, times: int) -> None:
+    """Wait until the bridge has kept the channel so many times more."""
+    seen: set[bytes | None] = set()
+
+    def enough() -> bool:
+        seen.add(host.redis.hget(keys.bridge_lease(CHANNEL, "clicks"), "until"))
+        return len(seen) > times
+
+    wait_until(enough, 30, "it asks")
 
 
 def test_waits_for_redis_at_the_start(
@@ -66,6 +88,7 @@ def test_goes_on_after_redis_was_restarted_and_says_that_messages_may_be_lost(
     host.wait_entries(1)
     daemon.wait_log("a subscription was cut, messages may be lost")
     assert daemon.count("a subscription was cut") == 1
+    assert not any("client-output-buffer-limit" in line for line in daemon.lines)
     assert daemon.stop() == 0
 
 
@@ -118,9 +141,7 @@ def test_takes_what_comes_after_a_cut_while_much_waits_in_memory(host: BridgeHos
     os.kill(worker, signal.SIGSTOP)  # nothing is published
     host.burst(5000)
     wait_until(lambda: unread(host) == 0)
-    with host.redis.pubsub() as marks:
-        marks.subscribe(keys.bridge_lease(CHANNEL, "clicks"))
-        wait_until(lambda: (marks.get_message() or {}).get("type") == "subscribe")
+    with marks_of(host) as marks:
         for round_ in range(2):
             (client,) = subscriptions(host)
             host.redis.client_kill_filter(_id=client)
@@ -188,6 +209,41 @@ def test_keeps_what_it_received_while_redis_has_no_memory_left(host: BridgeHost)
     host.redis.config_set("maxmemory", 0)
     host.wait_entries(5000)
     assert host.numbers() == list(range(5000))
+    daemon.wait_log("Redis is back")
+
+
+def test_hears_on_for_as_long_as_redis_has_no_memory_left(host: BridgeHost) -> None:
+    daemon = host.start()
+    host.wait_begun()
+    host.redis.config_set("maxmemory", 1)
+    with marks_of(host) as marks:
+        for number in range(3):
+            wait_asked(host, 3)
+            host.burst(100, first=100 * number)
+            wait_until(lambda: unread(host) == 0)
+            assert daemon.count("a subscription was cut") == number
+            (client,) = subscriptions(host)
+            host.redis.client_kill_filter(_id=client)
+            wait_until(lambda: (marks.get_message() or {}).get("type") == "message")
+    assert host.redis.xlen(STREAM) == 0
+    host.redis.config_set("maxmemory", 0)
+    host.wait_entries(300)
+    assert host.numbers() == list(range(300))
+    wait_until(lambda: host.stats().get("cuts") == 3)
+    daemon.wait_log("Redis is back")
+
+
+def test_hears_on_when_redis_answers_with_an_error(host: BridgeHost) -> None:
+    daemon = host.start()
+    host.wait_begun()
+    host.redis.set(IDS, "no list")
+    daemon.wait_log("Redis was lost, trying again")
+    wait_asked(host, 3)
+    host.publish("heard")
+    host.wait_entries(1)
+    assert daemon.count("a subscription was cut") == 0
+    host.redis.delete(IDS)
+    wait_until(lambda: len(host.ids()) == 1)
     daemon.wait_log("Redis is back")
 
 

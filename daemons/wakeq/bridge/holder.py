@@ -62,7 +62,6 @@ class Holder:
         on_hint: called when a channel may have become free.
         on_subscribed: called when a mark may be sent.
         subscriptions: all connections, also those that are lost and have messages left.
-        cuts: how often one of them was lost with a channel that this instance had.
     """
 
     def __init__(
@@ -77,7 +76,6 @@ class Holder:
         self.on_subscribed: Callable[[], None]
         self.channels = channels
         self.subscriptions: list[Subscription] = []
-        self.cuts = 0
         self._link = link
         self._name, self._process = instance
         self._lease_ms = int(lease * 1000)
@@ -124,7 +122,6 @@ class Holder:
     def disconnect(self) -> bool:
         """Drop all connections; tell whether one had messages that may be missing from now on."""
         was_ours = self.has_any
-        self.cuts += was_ours
         for channel in self.channels:
             channel.forget()
         for subscription in self.subscriptions:

@@ -128,10 +128,12 @@ class Keeper:
             self._connected = True
             self._reporter.note_server(self._link)
         self._registrar.keep_name()
-        self._registrar.keep_ids(self._crew.ids)
         if self._holder.channels:
             self._holder.ask()
             self._begin_in(0, _LOOK_SECONDS)
+        self._registrar.keep_ids(self._crew.ids)
+        self._reporter.count_cuts(self._link)
+        if self._holder.channels:
             self._take_retries()
         elif self._crew.ready:
             self._registrar.put_back(self._crew.all_ids)
@@ -197,12 +199,16 @@ class Keeper:
             raise error
         if self._stops:
             return  # what was received can be published without
-        if self._holder.disconnect():
-            self._reporter.cut(error)
         self._reporter.lost(error, self._backoff.tries + 1)
-        self._link.close()
-        self._connected = False
         pause = self._backoff.next()
+        if self._connected and self._link.connected:
+            # Redis answers, although with an error: messages come still, and are kept.
+            pause = min(pause, self._settings.lease / 3)
+        else:
+            if self._holder.disconnect():
+                self._reporter.cut(error)
+            self._link.close()
+            self._connected = False
         if not self._reporter.is_ready:
             pause = min(pause, max(0.1, self._deadline - time.monotonic()))
         self._in(pause)

@@ -42,6 +42,12 @@ class Link:
         """Whether different keys may be on different servers."""
         return self.url.scheme == "redis+cluster"
 
+    @property
+    def connected(self) -> bool:
+        """Whether no connection was lost: what failed was what was asked for."""
+        found = [*self._of_key.values(), *self._of_node.values()]
+        return bool(found) and all(connection.connected for connection in found)
+
     def connection(self, key: str) -> Connection:
         """Return a connection to the server that has a key.
 
@@ -121,7 +127,7 @@ class Link:
     def _checked(self, reply: Reply) -> Reply:
         if not isinstance(reply, ServerError):
             return reply
-        if reply.code in _MOVED and self.cluster:
-            self.close()
+        if reply.code == "READONLY" or (reply.code in _MOVED and self.cluster):
+            self.close()  # another server is to be asked
             raise UnavailableError(f"Redis at {self.url} moves the keys around: {reply}")
         raise explain(reply, self.url)

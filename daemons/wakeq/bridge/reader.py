@@ -27,6 +27,10 @@ _AGAIN = 0.9
 _SEND_SECONDS = 15.0
 
 
+class Closed(Lost):
+    """The server closed the connection."""
+
+
 class Line(Connection):
     """A connection whose bytes are taken as they come."""
 
@@ -39,18 +43,21 @@ class Line(Connection):
         """Read what there is into a buffer and return how many bytes that is, 0 if none.
 
         Raises:
-            Lost: the connection broke.
+            Closed: the server closed the connection.
+            Lost: it broke.
         """
         assert self._socket is not None
         try:
             size = self._socket.recv_into(buffer)
         except self._not_yet:
             return 0
+        except self._hung_up:
+            size = 0
         except OSError as error:
             raise self._lost(error) from None
         if not size:
             self.close()
-            raise Lost(f"Redis at {self.url} closed the connection")
+            raise Closed(f"Redis at {self.url} closed the connection")
         return size
 
     def put(self, commands: list[Command]) -> None:

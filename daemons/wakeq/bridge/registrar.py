@@ -80,9 +80,13 @@ class Registrar:
                     f" tag, as in {{jobs}}:in and {{jobs}}:out, not {settings.list_} and"
                     f" {settings.stream}"
                 )
-        self._link.call(keys.STREAMS, "SADD", keys.STREAMS, settings.stream)
+        # A Redis that has no memory left takes nothing new, but the bridge is to hear all the same.
+        if not self._link.call(keys.STREAMS, "SISMEMBER", keys.STREAMS, settings.stream):
+            self._link.call(keys.STREAMS, "SADD", keys.STREAMS, settings.stream)
         told = {"source": describe(settings), "stream": settings.stream, "ids": settings.ids}
-        self._link.call(keys.BRIDGES, "HSET", keys.BRIDGES, self._bridge, json.dumps(told))
+        raw = json.dumps(told).encode()
+        if self._link.call(keys.BRIDGES, "HGET", keys.BRIDGES, self._bridge) != raw:
+            self._link.call(keys.BRIDGES, "HSET", keys.BRIDGES, self._bridge, raw)
         known = self._link.call(settings.ids, "ZRANGE", keys.enlisted(settings.ids), 0, -1)
         self._enlisted = [
             found for raw in known

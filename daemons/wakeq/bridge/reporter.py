@@ -7,6 +7,7 @@ from wakeq.bridge.channel import describe
 from wakeq.bridge.crew import Crew
 from wakeq.bridge.holder import Holder
 from wakeq.bridge.link import Link
+from wakeq.bridge.reader import Closed
 from wakeq.config import Bridge
 from wakeq.errors import WakeqError
 from wakeq.service import Service
@@ -16,7 +17,7 @@ _SAY_SECONDS = 1.0
 _LOG_SECONDS = 3.0
 _MIB = 1 << 20
 _CUT = (
-    "Redis closed the connection: more waited for this bridge than client-output-buffer-limit"
+    "{}: more waited for this bridge than client-output-buffer-limit"
     " pubsub allows, or somebody closed it"
 )
 
@@ -42,6 +43,7 @@ class Reporter:
         self._holder = holder
         self._source = describe(settings)
         self._server = b""
+        self._cause: WakeqError | None = None  # of a cut that is not logged yet
         self._counted = 0  # cuts that stand in Redis
         self._is_lost = False
         self._is_full = False
@@ -50,22 +52,33 @@ class Reporter:
         self._waits = False
 
     def note_server(self, link: Link) -> None:
-        """Look which server it is, and write down how often a subscription was cut."""
+        """Look which server it is, and log why a subscription was cut, if one was."""
         found = link.call(self._settings.stream, "INFO", "server")
         lines = found.split(b"\r\n") if isinstance(found, bytes) else []
         server = next((line for line in lines if line.startswith(b"run_id:")), b"")
-        if self.cuts > self._counted:
-            cause = _CUT if server == self._server else "Redis was lost"
+        if self._cause is not None:
+            # One that was started anew had no such limit to keep.
+            is_limit = isinstance(self._cause, Closed) and server == self._server
             self._log.warning(
                 "a subscription was cut, messages may be lost", event_id=journal.BRIDGE_CUT,
-                bridge=self._service.name, source=self._source, count=self.cuts, error=cause,
+                bridge=self._service.name, source=self._source, count=self.cuts,
+                error=_CUT.format(self._cause) if is_limit else str(self._cause),
             )  # fmt: skip
+            self._cause = None
+        self._server = server
+
+    def count_cuts(self, link: Link) -> None:
+        """Write down in Redis how often a subscription was cut.
+
+        Raises:
+            WakeqError: Redis cannot be asked.
+        """
+        if self.cuts > self._counted:
             stats = keys.stats(
                 self._settings.stream, keys.bridge_group(self._service.name.partition(":")[0])
             )
             link.call(stats, "HINCRBY", stats, "cuts", self.cuts - self._counted)
             self._counted = self.cuts
-        self._server = server
 
     def ready(self) -> None:
         """Say that the service is ready."""
@@ -74,9 +87,10 @@ class Reporter:
             self._service.notifier.ready()
             self._said_at = 0.0
 
-    def cut(self, _error: WakeqError) -> None:
-        """Note that a subscription was lost by which messages came."""
+    def cut(self, error: WakeqError) -> None:
+        """Note that a subscription was lost by which messages came, and why."""
         self.cuts += 1
+        self._cause = self._cause or error
 
     def lost(self, error: WakeqError, tries: int) -> None:
         """Say that Redis is lost."""
