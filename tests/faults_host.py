@@ -63,6 +63,10 @@ def gated(message):
         time.sleep(0.01)
     note(message)
 
+def gated_failing(message):
+    gated(message)
+    raise ValueError
+
 def gated_publishing(message):
     gated(message)
     return Publish("out", message.id)

@@ -24,7 +24,7 @@ def prepare(bench: Bench, name: str, count: int) -> list[list[bytes | str | int]
     reply = bench.redis.xreadgroup(GROUP, "c", {STREAM: ">"}, count=count)
     names: list[str] = [STREAM, keys.stats(STREAM, GROUP)]
     if name == "fail":
-        names += [keys.delayed(STREAM), keys.delayed_data(STREAM), keys.dead(STREAM, GROUP)]
+        names += [keys.delayed(STREAM), keys.delayed_data(STREAM)]
     sha = bench.redis.script_load(Script(name).text)
     head = ["EVALSHA", sha, len(names), *names]
     return [[*head, *arguments(name, entry)] for _, entries in reply for entry, _ in entries]
@@ -71,8 +71,8 @@ def arguments(name: str, entry_id: bytes) -> list[bytes | str | int]:
     # Backoff: due at different times, most not before all others.
     delay_ms = 1000 + hash(entry_id) % 10_000
     first = entry_id.decode()
-    head = [GROUP, "c", 0, entry_id, STREAM, keys.DOORBELL, entry_id, f"{first}@{GROUP}", delay_ms]
-    return [*head, *pack_failed(GROUP, first, items)]
+    head = [GROUP, "", entry_id, STREAM, keys.DOORBELL, delay_ms]
+    return [*head, entry_id, f"{first}@{GROUP}", delay_ms, *pack_failed(GROUP, first, items)]
 
 
 def measure(bench: Bench) -> None:

@@ -146,3 +146,20 @@ def test_a_process_that_was_stopped_leaves_alone_what_was_taken_unseen(host: Fau
     wait_until(lambda: pending_of(host, NAME) == set())
     assert pending_of(host, "thief") == set(taken)
     assert not set(taken) & host.handled()
+
+
+def test_what_was_taken_from_a_stopped_process_is_not_tried_again_when_it_fails_there(
+    host: FaultHost,
+) -> None:
+    host.use("gated_failing", concurrency=1, prefetch=1)
+    taken = host.fill(1)
+    process = host.run([host.interpreter, "-c", SHORT_LIVED, "orders"])
+    wait_until(host.begun)
+    process.send(signal.SIGSTOP)
+    wait_until(lambda: host.alive() is None)
+    assert claim_all(host) == taken
+    host.open_gate()
+    process.send(signal.SIGCONT)
+    later = host.fill(1)
+    wait_until(lambda: [message.id for message in host.delayed(STREAM)] == later)
+    assert pending_of(host, "thief") == set(taken)

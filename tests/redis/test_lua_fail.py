@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -25,7 +26,13 @@ HOUR_MS = 3_600_000
 
 
 class Failing:
-    """Runs fail.lua on one stream, and looks at what came of it."""
+    """Runs fail.lua on one stream, and looks at what came of it.
+
+    Attributes:
+        consumer: the caller, empty if it is sure to have what is pending.
+    """
+
+    consumer = C
 
     def __init__(self, connection: Connection, client: Any) -> None:
         self.connection = connection
@@ -46,11 +53,15 @@ class Failing:
         connection: Connection | None = None,
     ) -> Any:
         """Fail messages: each is its id, its first id, the delay, and its items."""
-        arguments: list[Any] = [G, C, int(source == RETRY), position, S, keys.DOORBELL]
+        delays = [message[2] for message in messages if message[2] >= 0]
+        arguments: list[Any] = [G, self.consumer, position, S, keys.DOORBELL]
+        arguments.append(min(delays, default=""))
         for entry_id, first, delay_ms, *items in messages:
             raw = [item.encode() if isinstance(item, str) else item for item in items]
             arguments += [entry_id, f"{first}@{G}", delay_ms, *pack_failed(G, first, raw)]
-        names = [source, STATS, DELAYED, DATA, DEAD]
+        names = [source, STATS, DELAYED, DATA]
+        if len(delays) < len(messages):
+            names.append(DEAD)
         return Script("fail").call(connection or self.connection, names, arguments)
 
     def now_ms(self) -> int:
@@ -77,20 +88,26 @@ class Failing:
         return dict(self.client.hgetall(STATS))
 
 
-@pytest.fixture
-def fail(redis: RedisServer) -> Iterator[Failing]:
-    connection = Connection(RedisURL(redis.url), "wakeq-test")
-    connection.connect()
-    yield Failing(connection, redis.client())
-    connection.close()
+@pytest.fixture(params=[C, ""], ids=["looks", "sure"])
+def fail(redis: RedisServer, request: pytest.FixtureRequest) -> Iterator[Failing]:
+    with failing(redis, request.param) as some:
+        yield some
 
 
-@pytest.fixture
-def own_fail(own_redis: RedisServer) -> Iterator[Failing]:
+@pytest.fixture(params=[C, ""], ids=["looks", "sure"])
+def own_fail(own_redis: RedisServer, request: pytest.FixtureRequest) -> Iterator[Failing]:
     """The same on a server of the test's own."""
-    connection = Connection(RedisURL(own_redis.url), "wakeq-test")
+    with failing(own_redis, request.param) as some:
+        yield some
+
+
+@contextmanager
+def failing(server: RedisServer, consumer: str) -> Iterator[Failing]:
+    connection = Connection(RedisURL(server.url), "wakeq-test")
     connection.connect()
-    yield Failing(connection, own_redis.client())
+    some = Failing(connection, server.client())
+    some.consumer = consumer
+    yield some
     connection.close()
 
 
@@ -209,12 +226,21 @@ def test_one_that_stands_twice_in_a_call_is_moved_twice_at_most_as_two(fail: Fai
 
 
 def test_what_another_consumer_has_is_left_to_it(fail: Failing) -> None:
+    fail.consumer = C
     fail.pend("1-0", "2-0")
     fail.client.xclaim(S, G, "other", 0, ["1-0"])
     assert fail(("1-0", "1-0", -1, "body", "a"), ("2-0", "2-0", -1, "body", "b"))[0] == -1
     assert [letter[b"body"] for letter in fail.dead()] == [b"b"]
     assert fail.pending() == ["1-0"]
     assert fail.stats() == {b"failed": b"1", b"dead": b"1"}
+
+
+def test_what_is_sure_to_be_the_callers_is_moved_without_a_look_whose_it_is(fail: Failing) -> None:
+    fail.consumer = ""
+    fail.pend("1-0", consumer="renamed")
+    (due,) = fail(("1-0", "1-0", 9, "body", "a"))
+    assert fail.delayed() == {"1-0@g": due}
+    assert fail.pending() == []
 
 
 def test_what_was_acknowledged_is_not_moved(fail: Failing) -> None:
@@ -344,6 +370,15 @@ def test_says_that_the_group_is_gone_and_changes_nothing(fail: Failing) -> None:
     with pytest.raises(ServerError) as caught:
         fail(("1-0", "1-0", 9, "body", "x"))
     assert caught.value.code == "NOGROUP"
+    assert fail.client.exists(DELAYED, DATA, DEAD, STATS) == 0
+
+
+@pytest.mark.parametrize("delay_ms", [9, -1])
+def test_changes_nothing_if_the_stream_is_something_else(fail: Failing, delay_ms: int) -> None:
+    fail.client.set(S, "v")
+    with pytest.raises(ServerError) as caught:
+        fail(("1-0", "1-0", delay_ms, "body", "x"))
+    assert caught.value.code == "WRONGTYPE"
     assert fail.client.exists(DELAYED, DATA, DEAD, STATS) == 0
 
 

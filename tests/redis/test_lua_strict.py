@@ -229,7 +229,7 @@ def scripts(group: Group, token: bytes) -> list[Any]:
     """Run each fenced script; return what each says."""
     (entry_id,) = group.pend("host/a", 1)
     packed = pack_failed(G, "1-0", [b"k", b"v"])
-    failing = [STATS, keys.delayed(S), keys.delayed_data(S), keys.dead(S, G)]
+    failing = [STATS, keys.delayed(S), keys.delayed_data(S)]
     runs: list[tuple[str, list[str], list[Any]]] = [
         ("hold", [OWNER, STATS], ["", 1]),
         ("read", [S, RETRY], [G, "host/a", 10, ">", ">"]),
@@ -237,7 +237,7 @@ def scripts(group: Group, token: bytes) -> list[Any]:
         (
             "fail",
             [S, *failing],
-            [G, "host/b", 0, "", S, "bell", entry_id, f"{entry_id}@{G}", 0, *packed],
+            [G, "host/b", "", S, "bell", 0, entry_id, f"{entry_id}@{G}", 0, *packed],
         ),
         ("acknowledge", [S, STATS], [G, "", 0, entry_id]),
         ("publish_and_acknowledge", [S, STATS, "out"], [G, 0, "", 1, entry_id, 2, "k", "v"]),

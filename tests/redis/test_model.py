@@ -680,7 +680,10 @@ class Life(RuleBasedStateMachine):
     ) -> None:
         """Have messages of one source fail, each with its delay; -1: never again."""
         group, consumer = seat
-        arguments: list[Any] = [group, consumer, int(source == RETRY), "", S, keys.DOORBELL]
+        soonest = min((delay for _, delay in failed if delay >= 0), default="")
+        # Whoever was away too long for others not to claim, which is in `stall`, has it looked up.
+        caller = consumer if again else ""
+        arguments: list[Any] = [group, caller, "", S, keys.DOORBELL, soonest]
         for (entry_id, message), delay in failed:
             items = failed_items(message, delay, changes)
             arguments += [text(entry_id), f"{message.id}@{group}", delay]

@@ -106,6 +106,7 @@ class FakeChannel:
 def acknowledger() -> tuple[Acknowledger, Hand, FakeChannel]:
     hand = Hand()
     some = Acknowledger(Member("orders", "billing", "me"), hand)
+    some.is_sure = lambda: False
     some.on_confirmed = lambda: None
     return some, hand, FakeChannel()
 
@@ -174,15 +175,14 @@ def test_moves_failed_messages_together_but_each_stream_by_itself() -> None:
     some.send(channel, b"3-0")  # type: ignore[arg-type]
     prefix = "wakeq:{orders}"
     stats, retry = f"{prefix}:stats:billing", f"{prefix}:retry:billing"
-    targets = (f"{prefix}:delayed", f"{prefix}:delayed:data", f"{prefix}:dead:billing")
-    head = ("billing", "me")
-    tail = (b"3-0", "orders", "wakeq:doorbell")
+    targets = (f"{prefix}:delayed", f"{prefix}:delayed:data")
+    head = ("billing", "me", b"3-0", "orders", "wakeq:doorbell")
     items = [b"body", b"x"]
     first, second, third = (pack_failed("billing", each, items) for each in ("1-0", "0-7", "3-0"))
     both = (b"1-0", "1-0@billing", 1500, *first, b"3-0", "3-0@billing", -1, *third)
     assert channel.asked == [
-        ("fail", "orders", stats, *targets, *head, 0, *tail, *both),
-        ("fail", retry, stats, *targets, *head, 1, *tail, b"2-0", "0-7@billing", 0, *second),
+        ("fail", "orders", stats, *targets, f"{prefix}:dead:billing", *head, 1500, *both),
+        ("fail", retry, stats, *targets, *head, 0, b"2-0", "0-7@billing", 0, *second),
     ]
     assert hand.holds(messages[0]), "a read of the own pending would return it"
     channel.answer([1, 0])
@@ -192,17 +192,26 @@ def test_moves_failed_messages_together_but_each_stream_by_itself() -> None:
     assert not hand.holds(messages[1])
 
 
+def test_has_looked_whose_the_failed_are_unless_it_is_sure() -> None:
+    some, _, channel = acknowledger()
+    for is_sure in (False, True):
+        some.is_sure = lambda is_sure=is_sure: is_sure  # type: ignore[misc]
+        some.add_failure(Failure(message(1), 0, [b"body", b"x"]))
+        some.send(channel, b"")  # type: ignore[arg-type]
+    assert [command[6] for command in channel.asked] == ["me", ""]
+
+
 def test_moves_few_failed_messages_together_when_they_are_large() -> None:
     some, _, channel = acknowledger()
     for number in range(1, 251):
         some.add_failure(Failure(message(number), 0, [b"body", b"x"]))
     some.send(channel, b"")  # type: ignore[arg-type]
-    assert [(len(command) - 12) / 6 for command in channel.asked] == [100, 100, 50]
+    assert [(len(command) - 11) / 6 for command in channel.asked] == [100, 100, 50]
     some, _, channel = acknowledger()
     for number in range(1, 6):
         some.add_failure(Failure(message(number), 0, [b"body", b"x" * 600_000]))
     some.send(channel, b"")  # type: ignore[arg-type]
-    assert [(len(command) - 12) / 6 for command in channel.asked] == [2, 2, 1]
+    assert [(len(command) - 11) / 6 for command in channel.asked] == [2, 2, 1]
 
 
 def test_says_which_keys_may_be_somebody_elses_when_a_failed_message_cannot_be_moved() -> None:

@@ -45,9 +45,11 @@ class Acknowledger:
         unsettled: messages whose publishing or failing is not confirmed yet.
         on_confirmed: called when an acknowledgement was confirmed.
         on_refused: called with messages whose publishing the server refuses for good.
+        is_sure: tells whether what is in hand is this consumer's, if it is pending.
     """
 
     def __init__(self, member: Member, hand: Hand) -> None:
+        self.is_sure: Callable[[], bool]
         self.on_confirmed: Callable[[], None]
         self.on_refused: Callable[[list[Message], BaseException], None]
         self._member = member
@@ -195,16 +197,20 @@ class Acknowledger:
         member = self._member
         source = failures[0].message.source
         number = self._note(lambda: self._failures.extend(failures))
-        arguments: list[Argument] = [member.group, member.consumer, 1 if source == RETRY else 0]
-        arguments += [position, member.stream, keys.DOORBELL]
+        consumer = "" if self.is_sure() else member.consumer
+        soonest = min((f.delay_ms for f in failures if f.delay_ms >= 0), default="")
+        arguments: list[Argument] = [member.group, consumer, position, member.stream]
+        arguments += [keys.DOORBELL, soonest]
         for failure in failures:
             message = failure.message
             arguments += [message.entry_id, f"{message.id}@{member.group}", failure.delay_ms]
             arguments += pack_failed(member.group, message.id, failure.items)
+        *delayed, dead = member.failed
+        letters = [dead] if any(failure.delay_ms < 0 for failure in failures) else []
         fence_keys, token = member.fence
         channel.run(
             self._fail,
-            [member.sources[source], member.stats, *member.failed, *fence_keys],
+            [member.sources[source], member.stats, *delayed, *letters, *fence_keys],
             [*arguments, *token],
             partial(self._confirm_failures, number, [f.message for f in failures]),
         )

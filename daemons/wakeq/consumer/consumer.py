@@ -124,6 +124,7 @@ class Consumer:
         self.claimer.on_messages = self._on_claimed
         self.keeper.on_gone = self._on_gone
         self.resumer.on_ours = self.line.put
+        self.acknowledger.is_sure = lambda: self.keeper.is_sure
         self.acknowledger.on_confirmed = self.link.hold
         self.acknowledger.on_refused = self.outcomes.fail
         self.limiter.on_timeout = self.outcomes.fail

@@ -41,6 +41,7 @@ class Keeper:
         self._touch_seconds = claim_after / 3
         self.lifetime = lifetime
         self._keep_at = monotonic() + lifetime / 3
+        self._kept_until = float("inf")
         self._touch_at = monotonic() + self._touch_seconds
         self._member = member
         self._hand = hand
@@ -56,12 +57,23 @@ class Keeper:
             BusyError: another process has it.
         """
         dead = ""
+        asked_at = monotonic()
         while holder := self._join.call(
             connection, [self._member.alive], self._join_arguments(dead)
         ).decode():
             if not process.is_gone(holder):
                 raise self._busy(holder)
             dead = holder
+        self._note_kept(asked_at)
+
+    @property
+    def is_sure(self) -> bool:
+        """Tell whether the name was kept all the time, so that nobody has claimed from it.
+
+        Time is left for what is sent now to reach Redis. Once it was late, or another consumer was
+        seen to claim, what this process has in hand may be another's: it is never sure again.
+        """
+        return monotonic() < self._kept_until - self.lifetime / 2
 
     @property
     def next_at(self) -> float:
@@ -79,6 +91,7 @@ class Keeper:
 
     def keep(self, channel: Channel) -> None:
         """Keep the name for another lifetime."""
+        asked_at = monotonic()
 
         def check(reply: Reply) -> None:
             if isinstance(reply, ServerError):
@@ -88,8 +101,11 @@ class Keeper:
 
         def look(reply: Reply) -> None:
             if isinstance(reply, ServerError) or reply is None or reply.decode() != self.process:
+                self._kept_until = 0.0
                 channel.run(self._join, [self._member.alive], self._join_arguments(""), check)
                 channel.flush()
+            else:
+                self._note_kept(asked_at)
 
         # One command as long as all is well, which it is for as long as a consumer sleeps.
         command = ("GETEX", self._member.alive, "PX", int(self.lifetime * 1000))
@@ -117,6 +133,10 @@ class Keeper:
         keys: list[Argument] = [member.alive, member.sources[1], member.owner, member.turn]
         self._leave.call(connection, keys, [self.process, ring, token])
 
+    def _note_kept(self, asked_at: float) -> None:
+        if asked_at < self._kept_until:
+            self._kept_until = asked_at + self.lifetime
+
     def _join_arguments(self, dead: str) -> list[Argument]:
         return [self.process, dead, int(self.lifetime * 1000)]
 
@@ -141,7 +161,10 @@ class Keeper:
                 raise reply
             gone = set(reply)
             # What was acknowledged in the meantime is gone too, but no longer in hand.
-            self.on_gone([m for m in batch if m.entry_id in gone and self._hand.holds(m)])
+            lost = [m for m in batch if m.entry_id in gone and self._hand.holds(m)]
+            if lost:
+                self._kept_until = 0.0
+            self.on_gone(lost)
 
         arguments: list[Argument] = [self._member.group, self._member.consumer, idle_ms]
         arguments += [message.entry_id for message in batch]

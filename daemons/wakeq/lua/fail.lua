@@ -4,13 +4,13 @@
 -- KEYS[2]  wakeq:{S}:stats:G        HASH    counters of the group
 -- KEYS[3]  wakeq:{S}:delayed        ZSET    when each delayed message is due, ms
 -- KEYS[4]  wakeq:{S}:delayed:data   HASH    the delayed messages
--- KEYS[5]  wakeq:{S}:dead:G         STREAM  dead letters of the group
+-- KEYS[5]  wakeq:{S}:dead:G         STREAM  dead letters of the group, if there are some among them
 -- ARGV[1]  group
--- ARGV[2]  consumer   who has the messages
--- ARGV[3]  delete     1: delete the entries too (they are ours), 0: keep them
--- ARGV[4]  position   id up to which S has been delivered and handled, or '' to leave it
--- ARGV[5]  stream     S
--- ARGV[6]  channel    where to tell of a message that is due before all others
+-- ARGV[2]  consumer   move only what it has, or '': what is pending is the caller's
+-- ARGV[3]  position   id up to which S has been delivered and handled, or '' to leave it
+-- ARGV[4]  stream     S; entries of the retry stream are deleted, for they are ours
+-- ARGV[5]  channel    where to tell of a message that is due before all others
+-- ARGV[6]  soonest    the least delay of them, in ms, or '' if all are dead letters
 -- ARGV[7..]           for each message six: its id in KEYS[1]; {first id}@{group}; the delay in ms,
 --                     or -1 for the dead letters; and itself in three parts, between which the
 --                     time goes, as 13 digits: twice, or once if the second part is empty
@@ -26,39 +26,35 @@
 -- and calls again. Redis that is out of memory refuses before anything has changed.
 local call = redis.call
 local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local now_text = string.format('%d', now)
+local now_text = time[1] .. string.format('%03d', time[2] / 1000)
+local now = tonumber(now_text)
 
-local soonest, any_dead
-for at = 9, #ARGV, 6 do
-  local delay = tonumber(ARGV[at])
-  if delay < 0 then
-    any_dead = true
-  elseif not soonest or delay < soonest then
-    soonest = delay
-  end
-end
 -- If a key is something else, that is an error before anything has changed: here, or where the
 -- first message is kept.
-local rings = soonest and call('ZCOUNT', KEYS[3], '-inf', now + soonest) == 0
-if any_dead then
+local rings = ARGV[6] ~= ''
+  and call('ZCOUNT', KEYS[3], '-inf', string.format('%d', now + ARGV[6])) == 0
+if KEYS[5] then
   call('HLEN', KEYS[4])
   call('XLEN', KEYS[5])
 end
 
+local owner = {ARGV[2] ~= '' and ARGV[2] or nil}
 local results, done = {}, {}
 local dead = 0
 for at = 7, #ARGV, 6 do
   local entry, delay = ARGV[at], tonumber(ARGV[at + 2])
   local result = -1
-  if call('XPENDING', KEYS[1], ARGV[1], entry, entry, 1, ARGV[2])[1] then
-    local data = ARGV[at + 3] .. now_text
-    if ARGV[at + 4] ~= '' then
-      data = data .. ARGV[at + 4] .. now_text
+  local is_sure = ARGV[2] == '' and delay >= 0
+  if is_sure or call('XPENDING', KEYS[1], ARGV[1], entry, entry, 1, unpack(owner))[1] then
+    local data
+    if ARGV[at + 4] == '' then
+      data = ARGV[at + 3] .. now_text .. ARGV[at + 5]
+    else
+      data = ARGV[at + 3] .. now_text .. ARGV[at + 4] .. now_text .. ARGV[at + 5]
     end
-    data = data .. ARGV[at + 5]
     if delay < 0 then
       call('XADD', KEYS[5], '*', unpack(cmsgpack.unpack(data), 3))
+      call('XACK', KEYS[1], ARGV[1], entry)
       dead = dead + 1
       result = 0
     else
@@ -67,28 +63,41 @@ for at = 7, #ARGV, 6 do
         number = number + 1
         member = ARGV[at + 1] .. '@' .. number
       end
-      result = now + delay
-      call('ZADD', KEYS[3], result, member)
+      -- It is kept by now, so that an error leaves it where it was, and not nowhere.
+      local acknowledged = redis.pcall('XACK', KEYS[1], ARGV[1], entry)
+      if acknowledged == 1 then
+        result = now + delay
+        call('ZADD', KEYS[3], string.format('%d', result), member)
+      else
+        call('HDEL', KEYS[4], member)
+        if acknowledged ~= 0 then
+          return acknowledged
+        end
+      end
     end
-    done[#done + 1] = entry
+    if result >= 0 then
+      done[#done + 1] = entry
+    end
   end
   results[#results + 1] = result
 end
-if rings then
-  -- A hint only, and not everybody may publish.
-  redis.pcall('PUBLISH', ARGV[6], ARGV[5])
-end
 if done[1] then
-  call('XACK', KEYS[1], ARGV[1], unpack(done))
-  if ARGV[3] == '1' then
+  if rings then
+    -- A hint only, and not everybody may publish.
+    redis.pcall('PUBLISH', ARGV[5], ARGV[4])
+  end
+  if KEYS[1] ~= ARGV[4] then
     call('XDEL', KEYS[1], unpack(done))
   end
   redis.pcall('HINCRBY', KEYS[2], 'failed', #done)
   if dead > 0 then
     redis.pcall('HINCRBY', KEYS[2], 'dead', dead)
   end
+else
+  -- An error if the group is gone: they are not done with then.
+  call('XPENDING', KEYS[1], ARGV[1])
 end
-if ARGV[4] ~= '' then
-  redis.pcall('HSET', KEYS[2], 'position', ARGV[4])
+if ARGV[3] ~= '' then
+  redis.pcall('HSET', KEYS[2], 'position', ARGV[3])
 end
 return results
