@@ -84,10 +84,6 @@ class Client:
         """Wait until the gateway has hung up."""
         return self._lines.readline() == b""
 
-    def rest(self) -> list[bytes]:
-        """Return all lines that come until the gateway has hung up."""
-        return list(self._lines)
-
     def close(self) -> None:
         """Hang up."""
         self._lines.close()
