@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wakeq.fanout import protocol
+from wakeq.fanout.patience import Patience
 from wakeq.fanout.peer import Limits, Peer
 from wakeq.fanout.records import Queued
+from wakeq.wakeup.loop import Timer
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -159,3 +163,59 @@ def test_who_hangs_up_is_read_to_the_end_and_written_to_no_more(
     while not peer.ended:
         peer.receive()
     assert [peer.next_line(), peer.next_line()] == [b"one", b"two"]
+
+
+def test_a_connection_that_has_gone_is_held_by_nothing_that_waits_for_it(
+    pair: tuple[Peer, socket.socket],
+) -> None:
+    silent: list[str] = []
+    loop = Times()
+    patience = Patience(loop, lambda _, room: silent.append(room))  # type: ignore[arg-type]
+    for number in range(1000):
+        theirs = socket.socket()
+        gone = Peer(theirs, "client", LIMITS)
+        theirs.close()
+        patience.expect(gone, "r", 86_400.0 + number % 7)
+        patience.forget(gone, "r")
+    assert len(loop.timers) < 10
+    assert len(patience._due) < 100
+    held = [each for each in gc.get_objects() if isinstance(each, Peer) and each is not pair[0]]
+    assert len(held) < 100
+
+
+def test_who_is_silent_for_long_enough_is_told_of_once(pair: tuple[Peer, socket.socket]) -> None:
+    peer, theirs = pair
+    silent: list[str] = []
+    loop = Times()
+    patience = Patience(loop, lambda _, room: silent.append(room))  # type: ignore[arg-type]
+    patience.expect(peer, "long", 1000.0)
+    patience.expect(peer, "short", 0.0)
+    patience.expect(peer, "forgotten", 0.0)
+    patience.forget(peer, "forgotten")
+    loop.run()
+    assert silent == ["short"]
+    peer.heard_at -= 1000.0  # it has been
+    patience.expect(peer, "again", 0.0)
+    patience.expect(peer, "again", 999.0)
+    loop.run()
+    assert silent == ["short"]
+    theirs.close()
+
+
+class Times:
+    """A loop that has time pass when it is told to."""
+
+    def __init__(self) -> None:
+        self.timers: list[Timer] = []
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(time.monotonic() + seconds, callback))
+        return self.timers[-1]
+
+    def run(self) -> None:
+        """Call what is due."""
+        due = [timer for timer in self.timers if timer.when <= time.monotonic()]
+        for timer in due:
+            self.timers.remove(timer)
+            if timer.callback is not None:
+                timer.callback()

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from redis_servers import wait_until
+from wakeq.fanout.core import Core
 from wakeq.fanout.delivery import Ask, RoomMessage
 from wakeq.fanout.desk import Desk
+from wakeq.fanout.office import FanoutTerms, Office
 from wakeq.fanout.records import read_message
 from wakeq.fanout.rooms import Rooms, encode, failures, refused
 from wakeq.fanout.tally import Tally
@@ -112,6 +115,25 @@ def test_what_redis_has_forgotten_is_acknowledged_again(desk: Desk) -> None:
     ask = next_ask(desk)
     assert (ask.what, ask.clients) == ("ack", ["a"])
     assert ask.message_id == read_message(raw(1)).id
+
+
+@pytest.mark.parametrize(
+    ("code", "repeated", "counted"),
+    [(b"not-outstanding", False, False), (b"not-waited-for", True, False),
+     (b"not-outstanding", True, True), (b"doubled", False, True)],
+)  # fmt: skip
+def test_what_was_acknowledged_in_vain_is_handed_out_again(
+    desk: Desk, code: bytes, repeated: bool, counted: bool
+) -> None:
+    for message in begin_round(desk):
+        desk.acknowledge(message.client, message.id)
+    desk.take_ack(next_ask(desk), acked(failed=[b"a", code]), repeated)
+    desk.doubt_look()
+    desk.take_look(next_ask(desk), look(1, raw(1), [b"a", b"b"]))
+    steps = [desk.next_step() for _ in iter(lambda: desk.has_step, False)]
+    given = [step.client for step in steps if isinstance(step, RoomMessage)]
+    asked = [step.clients for step in steps if isinstance(step, Ask)]
+    assert (given, asked) == (([], [["a", "b"]]) if counted else (["a"], [["b"]]))
 
 
 def test_the_reply_to_the_last_acknowledgement_carries_the_next_message(desk: Desk) -> None:
@@ -244,6 +266,32 @@ def test_garbage_is_counted_and_passed_over(desk: Desk) -> None:
 )  # fmt: skip
 def test_data_is_sent_as_it_is_or_as_json(data: object, expected: bytes) -> None:
     assert encode(data) == expected
+
+
+class Server:
+    """What an office asks for its address."""
+
+    url = ""
+
+
+def test_one_look_is_due_however_many_say_so() -> None:
+    office = Office(Core(Server(), 30.0, 0), FanoutTerms(), reports=False)
+    desk = office.desk("r")
+    for number in range(1000):
+        desk.doubt_look()
+        ask = next_ask(desk)
+        reply = look(members=[b"a"])
+        reply[9] = 60_000 - number % 10
+        news = office.take(desk, ask, office.request(desk, ask), reply)
+        assert news == (number == 0)
+    assert len(office._timers) == 1
+    assert not desk.has_step
+
+    reply[9] = 1  # as soon as that
+    desk.doubt_look()
+    assert office.take(desk, next_ask(desk), office.request(desk, ask), reply)
+    wait_until(lambda: office.run_timers() or desk.has_step)
+    assert (next_ask(desk).what, len(office._timers)) == ("look", 1)
 
 
 def test_data_that_is_no_json_is_an_error() -> None:

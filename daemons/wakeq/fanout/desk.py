@@ -9,6 +9,7 @@ handler of a round; each of them is for one caller at a time.
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from math import inf
 from typing import Any
 
 from wakeq.backoff import Growth
@@ -32,6 +33,7 @@ class Desk:
         ejected: (client, reason) that are to be told; the reason may be empty: ask.
         reports: clients that were timed out and are to be told.
         check_in: seconds after which to look again, or None.
+        checked_at: when the next such look is due, monotonic; the caller's to set.
         retries: messages whose handlers failed, and after how many seconds to hand them out again.
     """
 
@@ -44,6 +46,7 @@ class Desk:
         self.ejected: list[tuple[str, str]] = []
         self.reports: list[str] = []
         self.check_in: float | None = None
+        self.checked_at = inf
         self.retries: list[tuple[RoomMessage, float]] = []
         self._tally = tally
         self._wants_reports = reports
@@ -238,17 +241,25 @@ class Desk:
         self.seats = found
         self._todo = deque(each for each in self._todo if each.client in found)
 
-    def take_ack(self, ask: Ask, reply: Sequence[Any]) -> list[tuple[str, str]]:
-        """Take the reply to acknowledgements; see room_acknowledge.lua. Return what failed."""
+    def take_ack(
+        self, ask: Ask, reply: Sequence[Any], repeated: bool = False
+    ) -> list[tuple[str, str]]:
+        """Take the reply to acknowledgements; see room_acknowledge.lua. Return what failed.
+
+        `repeated`: they were sent again, so what says that it was done may be from the first time.
+        """
         failed, version, rounds, logged, late, raw, now_us = reply
         self._has_reply(ask)
+        found = self.take_failures(failed) if failed else []
+        known = {"doubled", "not-outstanding"} if repeated else {"doubled"}
+        in_vain = {client for client, code in found if code not in known}
         for client in ask.clients:
             if seat := self.seats.get(client):
-                seat.acked = ask.message_id
+                if client not in in_vain:
+                    seat.acked = ask.message_id
                 if seat.in_hand == ask.message_id:
                     seat.in_hand = ""
-        self._tally.acknowledged += len(ask.clients) - len(failed) // 2
-        found = self.take_failures(failed) if failed else []
+        self._tally.acknowledged += len(ask.clients) - len(found)
         if raw and version == self.version and self.is_ours:
             self._round = rounds
             if message := self._message(raw):

@@ -24,6 +24,7 @@ from wakeq.fanout.gatherer import Gatherer
 from wakeq.fanout.leaver import Leaver, Told
 from wakeq.fanout.link import NAME, Link
 from wakeq.fanout.office import FanoutTerms, Office
+from wakeq.fanout.patience import Patience
 from wakeq.fanout.peer import Peer
 from wakeq.fanout.records import Queued
 from wakeq.fanout.rooms import Request
@@ -65,6 +66,7 @@ class Gateway:
         self.gatherer = Gatherer(loop, self.office, door)
         self._joining: dict[tuple[str, str], list[bytes]] = {}
         self.leaver = Leaver(link, self.office, self.leave, self.gatherer.unanswered)
+        self._patience = Patience(loop, self._time_out)
         self._bell = Bell(link.url, self.office.channel, NAME)
         self._bell_fd = -1
         self._backoff = Backoff(0.1, 5.0)
@@ -197,7 +199,7 @@ class Gateway:
 
     def _take(self, desk: Desk, ask: Ask, request: Request, reply: Any) -> None:
         if ask.what == "ack":
-            failed = desk.take_ack(ask, reply)
+            failed = desk.take_ack(ask, reply, request.repeated)
             self.gatherer.answer(desk.room, ask, failed, request.repeated)
         else:
             self.office.take(desk, ask, request, reply)
@@ -267,21 +269,14 @@ class Gateway:
 
     def expect(self, peer: Peer, room: str, timeout: float | None) -> None:
         """Have a connection taken out of a room when it has been silent for so many seconds."""
-        peer.patience.pop(room, None)
+        self._patience.forget(peer, room)
         if timeout is not None and room in peer.rooms:
-            peer.patience[room] = timeout
-            self._loop.after(timeout, lambda: self._see_whether_silent(peer, room, timeout))
+            self._patience.expect(peer, room, timeout)
 
-    def _see_whether_silent(self, peer: Peer, room: str, timeout: float) -> None:
-        if peer.patience.get(room) != timeout:
-            return
-        rest = peer.heard_at + timeout - time.monotonic()
-        if rest > 0:
-            self._loop.after(rest, lambda: self._see_whether_silent(peer, room, timeout))
-        else:
-            client = peer.rooms[room]
-            self._eject(peer, room, "timed-out")
-            self.leave(room, client)
+    def _time_out(self, peer: Peer, room: str) -> None:
+        client = peer.rooms[room]
+        self._eject(peer, room, "timed-out")
+        self.leave(room, client)
 
     def leave(self, room: str, client: str, told: Told | None = None) -> None:
         """Take a client out of a room, unless it has come back."""
@@ -304,7 +299,7 @@ class Gateway:
 
     def _forget(self, peer: Peer, room: str) -> None:
         client = peer.rooms.pop(room)
-        peer.patience.pop(room, None)
+        self._patience.forget(peer, room)
         if self._members.get((room, client)) is peer:
             del self._members[room, client]
 

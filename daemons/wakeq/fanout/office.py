@@ -6,10 +6,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple
 
 from wakeq import keys
-from wakeq.errors import Reject, Retry
+from wakeq.errors import Reject, Retry, WakeqError
 from wakeq.fanout.core import Core
 from wakeq.fanout.delivery import Ask, RoomMessage
 from wakeq.fanout.desk import Desk
@@ -20,6 +21,8 @@ log = logging.getLogger("wakeq.fanout")
 
 # Where no client is to be pinged, the figures are asked for this often: rings may be lost.
 _CHECK_SECONDS = 60.0
+# A look that is due may come so much later, if another one is to come by then.
+_CHECK_LATE_SECONDS = 0.01
 # So often within a time-out is pinged: two pings may be lost.
 _PINGS = 3
 
@@ -64,6 +67,7 @@ class Office:
         self._due: list[tuple[float, int, Desk]] = []  # for a ping, monotonic
         self._timers: list[tuple[float, int, str, Callable[[], None]]] = []
         self._count = 0
+        self._broken: set[str] = set()  # rooms with which something is wrong
         often = self._timeout_ms / 1000 / _PINGS
         self._every = often if terms.auto_ping or not self.is_alone else _CHECK_SECONDS
 
@@ -120,7 +124,7 @@ class Office:
     def take(self, desk: Desk, ask: Ask, request: Request, reply: Any) -> bool:
         """Tell a desk the reply; return whether there is something new to be done at a time."""
         if ask.what == "ack":
-            failed = desk.take_ack(ask, reply)
+            failed = desk.take_ack(ask, reply, request.repeated)
             for client, code in failed:
                 # Of who has left here, it was sent once more, ahead of that.
                 if not request.repeated and client in desk.seats:
@@ -134,12 +138,24 @@ class Office:
                 log.warning("room %s: %d messages were removed before they were read here",
                             desk.room, missed)  # fmt: skip
         pause, desk.check_in = desk.check_in, None
-        if pause is not None:
-            self.after(pause, desk, desk.doubt_look)
-        return pause is not None
+        if pause is None:
+            return False
+        due = time.monotonic() + pause
+        if desk.checked_at <= due + _CHECK_LATE_SECONDS:
+            return False  # that look tells when the next one is due
+        desk.checked_at = due
+        self.after(pause, desk, partial(self._check, desk, due))
+        return True
+
+    @staticmethod
+    def _check(desk: Desk, due: float) -> None:
+        if desk.checked_at == due:  # else another one came first
+            desk.checked_at = inf
+            desk.doubt_look()
 
     def forget(self, desk: Desk) -> bool:
         """Forget a room without clients; tell whether it was."""
+        self._broken.discard(desk.room)
         return desk.is_idle and self.desks.pop(desk.room, None) is not None
 
     # -- pings -------------------------------------------------------------------------------
@@ -166,7 +182,13 @@ class Office:
             yield self.rooms.ping(desk.room, some, self._timeout_ms, self._timeout_ms)
 
     def take_ping(self, desk: Desk, reply: Any) -> None:
-        """Tell a desk the reply to a ping; see room_ping.lua."""
+        """Tell a desk the reply to a ping, see room_ping.lua, or the error in its place."""
+        if isinstance(reply, WakeqError):
+            if desk.room not in self._broken:
+                log.error("room %s: %s", desk.room, reply)
+            self._broken.add(desk.room)
+            return
+        self._broken.discard(desk.room)
         self.touched.add(desk.room)
         failed, version, rounds, logged, timeouts = reply
         desk.take_failures(failed)

@@ -36,7 +36,6 @@ class Peer:
     Attributes:
         client: the client id that it takes part under, unless it says another one.
         rooms: in which rooms it is a client, under which id.
-        patience: of rooms which it must not be silent in: for how long, in seconds.
         gone: why it is no client of a room any more, for as long as it is not one again.
         busy: a request is carried out, and the next one waits for it.
         ended: nothing more comes.
@@ -52,7 +51,7 @@ class Peer:
     __slots__ = (
         *("_cost", "_lines", "_out", "_rest", "_skips", "acks", "behind_since", "busy"),
         *("client", "closed", "ended", "fd", "gone", "heard_at", "interest", "is_deaf", "is_held"),
-        *("limits", "moved_at", "patience", "rooms", "sock", "unsent"),
+        *("limits", "moved_at", "rooms", "sock", "unsent"),
     )
 
     def __init__(self, sock: socket.socket, client: str, limits: Limits) -> None:
@@ -61,7 +60,6 @@ class Peer:
         self.client = client
         self.limits = limits
         self.rooms: dict[str, str] = {}
-        self.patience: dict[str, float] = {}
         self.gone: dict[str, str] = {}
         self.busy = self.ended = self.closed = self.is_deaf = self.is_held = False
         self.acks = 0
