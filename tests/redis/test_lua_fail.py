@@ -29,7 +29,7 @@ class Failing:
     """Runs fail.lua on one stream, and looks at what came of it.
 
     Attributes:
-        consumer: the caller, empty if it is sure to have what is pending.
+        consumer: the caller, empty if it is sure to have what is pending and nothing is dead.
     """
 
     consumer = C
@@ -54,7 +54,8 @@ class Failing:
     ) -> Any:
         """Fail messages: each is its id, its first id, the delay, and its items."""
         delays = [message[2] for message in messages if message[2] >= 0]
-        arguments: list[Any] = [G, self.consumer, position, S, keys.DOORBELL]
+        caller = C if len(delays) < len(messages) else self.consumer
+        arguments: list[Any] = [G, caller, position, S, keys.DOORBELL]
         arguments.append(min(delays, default=""))
         for entry_id, first, delay_ms, *items in messages:
             raw = [item.encode() if isinstance(item, str) else item for item in items]

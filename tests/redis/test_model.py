@@ -181,6 +181,8 @@ class Life(RuleBasedStateMachine):
         self.model = Model()
         self.hands: dict[Seat, dict[tuple[int, Id], Message]] = {}
         self.alive: set[Seat] = set()
+        # Who was away for so long that others may have claimed what it has in hand.
+        self.unsure: set[Seat] = set()
         self.dedups: dict[str, str] = {}
         self.published: list[Pairs] = []
         self.owners: dict[str, tuple[str, bytes]] = {}  # of each group: consumer, token
@@ -331,6 +333,7 @@ class Life(RuleBasedStateMachine):
         """Kill a process, if it lives."""
         if seat in self.alive:
             self.alive.remove(seat)
+            self.unsure.discard(seat)
             self.hands[seat] = {}
             self.ask("DEL", keys.alive(S, *seat))
 
@@ -338,6 +341,7 @@ class Life(RuleBasedStateMachine):
     def stall(self, seat: tuple[int, int], picks: set[int], then: str) -> None:
         """A process pauses for so long that others take what it has; then it goes on."""
         group, consumer = chosen = self.holder(seat)
+        self.unsure.add(chosen)
         other = CONSUMERS[(CONSUMERS.index(consumer) + 1) % len(CONSUMERS)]
         self.wake((group, other))
         self.alive.remove(chosen)
@@ -377,6 +381,7 @@ class Life(RuleBasedStateMachine):
             ring = ""
         assert not ring
         self.alive.remove((group, consumer))
+        self.unsure.discard((group, consumer))
         hand.clear()
 
     @rule(seat=SEAT, picks=PICKS, source=st.sampled_from([STREAM, RETRY]))
@@ -681,8 +686,8 @@ class Life(RuleBasedStateMachine):
         """Have messages of one source fail, each with its delay; -1: never again."""
         group, consumer = seat
         soonest = min((delay for _, delay in failed if delay >= 0), default="")
-        # Whoever was away too long for others not to claim, which is in `stall`, has it looked up.
-        caller = consumer if again else ""
+        is_sure = seat not in self.unsure and all(delay >= 0 for _, delay in failed)
+        caller = "" if is_sure else consumer
         arguments: list[Any] = [group, caller, "", S, keys.DOORBELL, soonest]
         for (entry_id, message), delay in failed:
             items = failed_items(message, delay, changes)

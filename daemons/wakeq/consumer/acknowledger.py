@@ -197,7 +197,9 @@ class Acknowledger:
         member = self._member
         source = failures[0].message.source
         number = self._note(lambda: self._failures.extend(failures))
-        consumer = "" if self.is_sure() else member.consumer
+        *delayed, dead = member.failed
+        letters = [dead] if any(failure.delay_ms < 0 for failure in failures) else []
+        consumer = "" if self.is_sure() and not letters else member.consumer
         soonest = min((f.delay_ms for f in failures if f.delay_ms >= 0), default="")
         arguments: list[Argument] = [member.group, consumer, position, member.stream]
         arguments += [keys.DOORBELL, soonest]
@@ -205,8 +207,6 @@ class Acknowledger:
             message = failure.message
             arguments += [message.entry_id, f"{message.id}@{member.group}", failure.delay_ms]
             arguments += pack_failed(member.group, message.id, failure.items)
-        *delayed, dead = member.failed
-        letters = [dead] if any(failure.delay_ms < 0 for failure in failures) else []
         fence_keys, token = member.fence
         channel.run(
             self._fail,

@@ -6,7 +6,8 @@
 -- KEYS[4]  wakeq:{S}:delayed:data   HASH    the delayed messages
 -- KEYS[5]  wakeq:{S}:dead:G         STREAM  dead letters of the group, if there are some among them
 -- ARGV[1]  group
--- ARGV[2]  consumer   move only what it has, or '': what is pending is the caller's
+-- ARGV[2]  consumer   move only what it has; or '': what is pending is the caller's, and no dead
+--                     letter is among them
 -- ARGV[3]  position   id up to which S has been delivered and handled, or '' to leave it
 -- ARGV[4]  stream     S; entries of the retry stream are deleted, for they are ours
 -- ARGV[5]  channel    where to tell of a message that is due before all others
@@ -38,14 +39,12 @@ if KEYS[5] then
   call('XLEN', KEYS[5])
 end
 
-local owner = {ARGV[2] ~= '' and ARGV[2] or nil}
 local results, done = {}, {}
 local dead = 0
 for at = 7, #ARGV, 6 do
   local entry, delay = ARGV[at], tonumber(ARGV[at + 2])
   local result = -1
-  local is_sure = ARGV[2] == '' and delay >= 0
-  if is_sure or call('XPENDING', KEYS[1], ARGV[1], entry, entry, 1, unpack(owner))[1] then
+  if ARGV[2] == '' or call('XPENDING', KEYS[1], ARGV[1], entry, entry, 1, ARGV[2])[1] then
     local data
     if ARGV[at + 4] == '' then
       data = ARGV[at + 3] .. now_text .. ARGV[at + 5]
