@@ -7,9 +7,10 @@ arguments, notifications and exit codes are dealt with here and in `systemd` onl
 
 from __future__ import annotations
 
+# What is C of signal: the rest makes enums, and loading enum takes long.
+import _signal  # type: ignore[import-not-found]
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -88,10 +89,10 @@ class Service:
 
     def catch_signals(self) -> None:
         """Take SIGTERM, SIGINT and SIGHUP from now on."""
-        signal.set_wakeup_fd(self._signal_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_stop)
-        signal.signal(signal.SIGINT, self._on_stop)
-        signal.signal(signal.SIGHUP, self._on_reload)
+        _signal.set_wakeup_fd(self._signal_write, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGTERM, self._on_stop)
+        _signal.signal(_signal.SIGINT, self._on_stop)
+        _signal.signal(_signal.SIGHUP, self._on_reload)
 
     def clear_signal(self) -> None:
         """Empty `signal_fd`."""

@@ -2,13 +2,20 @@
 
 Read from the environment by hand, as sd_listen_fds(3) and systemd.exec(5) say, because
 importing systemd.daemon takes a consumer a tenth of its start-up time. Notifications go
-through sdnotify, which is as small.
+through sdnotify, which is as small but for the socket module that it loads: when there is the
+first thing to say.
 """
 
+from __future__ import annotations
+
 import os
-import socket
 
 from wakeq.errors import ConfigError
+
+TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
 
 _FIRST_FD = 3
 
@@ -20,17 +27,19 @@ class Notifier:
     """
 
     def __init__(self) -> None:
-        self._notifier = None
+        self._notifier: Any = None
+        self._is_heard = bool(os.environ.get("NOTIFY_SOCKET"))
         self._status = ""
         self.watchdog_seconds = _watchdog_seconds()
-        if os.environ.get("NOTIFY_SOCKET"):
-            import sdnotify  # not needed in a terminal
-
-            self._notifier = sdnotify.SystemdNotifier()
 
     def _send(self, state: str) -> None:
-        if self._notifier is not None:
-            self._notifier.notify(state)
+        if not self._is_heard:
+            return
+        if self._notifier is None:
+            import sdnotify
+
+            self._notifier = sdnotify.SystemdNotifier()
+        self._notifier.notify(state)
 
     def ready(self) -> None:
         """Say that the service is ready, or ready again after a reload."""
@@ -76,8 +85,8 @@ def _watchdog_seconds() -> float:
     return int(usec) / 1e6 if usec.isdigit() else 0.0
 
 
-def listening_sockets() -> dict[str, list[socket.socket]]:
-    """Return the sockets that this process was started with, by name.
+def listening_fds() -> dict[str, list[int]]:
+    """Return the descriptors of the sockets that this process was started with, by name.
 
     The name is that of FileDescriptorName=, `unknown` without one. Nothing is returned if the
     sockets are meant for another process (LISTEN_PID). The variables stay in the environment,
@@ -87,13 +96,20 @@ def listening_sockets() -> dict[str, list[socket.socket]]:
         return {}
     count = os.environ.get("LISTEN_FDS", "")
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
-    sockets: dict[str, list[socket.socket]] = {}
+    fds: dict[str, list[int]] = {}
     for index in range(int(count) if count.isdigit() else 0):
         name = names[index] if index < len(names) and names[index] else "unknown"
         fd = _FIRST_FD + index
         os.set_inheritable(fd, False)
-        sockets.setdefault(name, []).append(socket.socket(fileno=fd))
-    return sockets
+        fds.setdefault(name, []).append(fd)
+    return fds
+
+
+def listening_sockets() -> dict[str, list[socket.socket]]:
+    """Return the same as sockets of the library."""
+    import socket  # takes a consumer a tenth of its start-up time
+
+    return {name: [socket.socket(fileno=fd) for fd in fds] for name, fds in listening_fds().items()}
 
 
 def credential(name: str) -> str:

@@ -1,5 +1,6 @@
 """TLS for the wire connection. Loaded when a redis_url asks for it: only TLS pays for ssl."""
 
+import _socket
 import socket
 import ssl
 
@@ -11,7 +12,7 @@ NOT_YET: tuple[type[OSError], ...] = (ssl.SSLWantReadError,)
 HUNG_UP: tuple[type[OSError], ...] = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError)
 
 
-def wrap(sock: socket.socket, url: RedisURL, host: str) -> socket.socket:
+def wrap(sock: _socket.socket, url: RedisURL, host: str) -> socket.socket:
     """Return a connected socket that speaks TLS as a URL says.
 
     Raises:
@@ -28,7 +29,10 @@ def wrap(sock: socket.socket, url: RedisURL, host: str) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"redis_url: ca, cert or key is not usable: {error}") from None
     try:
-        return context.wrap_socket(sock, server_hostname=host)
+        seconds = sock.gettimeout()
+        plain = socket.socket(fileno=sock.detach())
+        plain.settimeout(seconds)
+        return context.wrap_socket(plain, server_hostname=host)
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
             f"Redis at {url}: its certificate is not trusted: {error.verify_message}"

@@ -12,8 +12,8 @@ what may have happened to its requests. It speaks RESP2.
 
 from __future__ import annotations
 
+import _socket  # what is C of socket: the rest makes enums, and loading enum takes long
 import select
-import socket
 import time
 from collections.abc import Iterable, Sequence
 
@@ -79,7 +79,7 @@ class Connection:
         self.version = (0, 0)
         self.outstanding = 0
         self.bytes_read = 0
-        self._socket: socket.socket | None = None
+        self._socket: _socket.socket | None = None
         self._buffer = bytearray(_READ_BYTES)
         self._reader = _new_reader()
         self._owner: tuple[str, int] | None = None  # on Cluster, where the slot was last
@@ -303,12 +303,13 @@ class Connection:
         self._reader = _new_reader()
         try:
             if self.url.scheme == "unix":
-                self._socket = socket.socket(socket.AF_UNIX)
+                self._socket = _socket.socket(_socket.AF_UNIX)
                 self._socket.settimeout(self._rest(_CONNECT_SECONDS))
                 self._socket.connect(address[0])
             else:
-                self._socket = socket.create_connection(address, self._rest(_CONNECT_SECONDS))
-                self._tune(self._socket)
+                from wakeq import tcp  # a socket does not pay for it
+
+                self._socket = tcp.dial(*address, self._rest(_CONNECT_SECONDS))
                 if self.url.scheme == "rediss":
                     from wakeq import tls  # only TLS pays for it
 
@@ -324,15 +325,6 @@ class Connection:
         if rest <= 0:
             raise Lost(f"Redis at {self.url} did not answer in time")
         return min(most, rest)
-
-    def _tune(self, sock: socket.socket) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A peer that is gone without a word is noticed within 15 s.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 6)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
 
     def _greet(self) -> ServerError | None:
         """Log in and look at the server; return a MOVED that must be followed, if any."""

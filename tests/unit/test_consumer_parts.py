@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import selectors
 import socket
 import subprocess
 import sys
@@ -18,11 +17,15 @@ from wakeq.consumer import process
 from wakeq.consumer.acknowledger import Acknowledger, Failure
 from wakeq.consumer.hand import RETRY, STREAM, Hand, Member
 from wakeq.consumer.handler import Handler, batch, load
+from wakeq.consumer.main import PROGRAM
 from wakeq.consumer.program import Runner
+from wakeq.consumer.reporter import Reporter
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.errors import ConfigError, HandlerFailure, Reject, Retry
 from wakeq.message import Message, Publish, pack_failed
 from wakeq.scripts import Script
+from wakeq.selector import Selector
+from wakeq.service import Service
 from wakeq.wire import ServerError
 
 
@@ -381,6 +384,32 @@ def test_leaves_no_file_descriptor_behind() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+# -- what is told ---------------------------------------------------------------------------------
+
+
+def test_says_that_it_is_ready_a_moment_later_and_before_it_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    service = Service(PROGRAM, "orders", {"config_dir": str(tmp_path)})
+    said: list[str] = []
+    monkeypatch.setattr(service.notifier, "_send", said.append)
+    report = Reporter(service, Member("orders", "orders", "host/orders"))
+    report.ready()
+    # The first message goes to its lane before what says this is loaded.
+    report.tick(0.0)
+    assert (report.is_ready, said) == (True, [])
+    report.tick(report.next_at)
+    assert said == ["STATUS=starting: 0 in hand, 0 handled", "READY=1"]
+    report.ready()
+    report.tick(0.0)
+    assert said[2:] == []
+    late = Reporter(service, Member("orders", "orders", "host/orders"))
+    late.ready()
+    late.stopping()
+    assert said[2:] == ["READY=1", "STOPPING=1"]
+
+
 # -- the wake socket ------------------------------------------------------------------------------
 
 
@@ -391,13 +420,13 @@ def lease() -> Any:
     ours.setblocking(False)
     wake = WakeSocket()
     wake.leases[ours] = b""
-    selector = selectors.DefaultSelector()
+    selector = Selector()
     wake.watch(selector, lambda: {"state": "idle"})
 
     def send(content: bytes) -> bytes:
         theirs.sendall(content)
-        for key, _ in selector.select(1):
-            key.data()
+        for fd in selector.wait(1):
+            selector.call(fd)
         try:
             return theirs.recv(65536, socket.MSG_DONTWAIT)
         except BlockingIOError:

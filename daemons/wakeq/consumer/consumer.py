@@ -12,7 +12,6 @@ its successor reads that first. A lost connection is the same on a small scale: 
 and not confirmed is sent again, pending messages that are not in hand are read again.
 """
 
-import selectors
 from time import monotonic
 
 from wakeq import failpoint
@@ -35,6 +34,7 @@ from wakeq.consumer.resumer import Resumer
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.errors import EX_TEMPFAIL, ConfigError, UnavailableError
 from wakeq.message import Message
+from wakeq.selector import Selector
 from wakeq.service import DRAIN, Service
 from wakeq.wire import ServerError
 
@@ -78,7 +78,7 @@ class Consumer:
             self.hand, self.lanes, self.line, self.keeper, settings.drain_timeout
         )
         self.outcomes = Outcomes(self.member, settings, self.hand, self.acknowledger, self.report)
-        self.selector = selectors.DefaultSelector()
+        self.selector = Selector()
         self.link = Link(
             service, self.member, settings.start, self.keeper, self.selector, self.report
         )
@@ -143,9 +143,8 @@ class Consumer:
         self.link.on_up = self._on_up
         self.link.on_down = self._on_down
         self.wake.watch(self.selector, self.report.figures)
-        read = selectors.EVENT_READ
-        self.selector.register(self.lanes.bell, read, self._on_rung)
-        self.selector.register(self.service.signal_fd, read, self.service.clear_signal)
+        self.selector.register(self.lanes.bell, self._on_rung)
+        self.selector.register(self.service.signal_fd, self.service.clear_signal)
 
     # -- the loop ------------------------------------------------------------------------
 
@@ -174,13 +173,12 @@ class Consumer:
 
     def _wait(self) -> None:
         """Wait until something can be received or is due."""
-        ready = self.selector.select(max(0.0, self._next_deadline() - monotonic()))
+        ready = self.selector.wait(max(0.0, self._next_deadline() - monotonic()))
         if monotonic() - self._turned_at > self.keeper.lifetime / 2:
             return  # first see to the pause; what is ready stays so
-        for key, _ in ready:
+        for fd in ready:
             # A callback before this one may have given its connection up.
-            if key.fd in self.selector.get_map():
-                key.data()
+            self.selector.call(fd)
 
     def _next_deadline(self) -> float:
         deadline = min(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _BATCH = "__wakeq_batch__"
 # Flags of a code object (inspect.CO_COROUTINE and so on; inspect is slow to import).
 _COROUTINE, _GENERATOR, _ASYNC_GENERATOR = 0x80, 0x20, 0x200
+# What wakeq's own modules load after the first message, or nearly everything else does.
+_LOADED_LATE = frozenset(("enum", "heapq", "queue", "selectors", "signal", "socket"))
 
 
 def batch(most: int) -> Callable[[CallableT], CallableT]:
@@ -122,8 +124,15 @@ def find(path: str, what: str) -> Callable[[Any], Any]:
 
 
 def _add_directory(directory: str) -> None:
-    if directory != "/" and directory not in sys.path:
-        sys.path.insert(0, directory)
+    if directory == "/" or directory in sys.path:
+        return
+    try:
+        names = {name.removesuffix(".py") for name in os.listdir(directory)}
+    except OSError:
+        names = set()  # nothing can be imported from there
+    for name in _LOADED_LATE & names:
+        __import__(name)  # a queue.py beside the handler must not take the place of the library's
+    sys.path.insert(0, directory)
 
 
 def _summary(error: BaseException) -> str:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 import threading
+from _queue import Empty, SimpleQueue
 from collections import deque
 from collections.abc import Iterable
-from queue import Empty, SimpleQueue
 from time import monotonic
 
 from wakeq import failpoint

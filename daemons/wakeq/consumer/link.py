@@ -5,7 +5,6 @@ given to its handler. Both are given up together, and what was under way is sent
 new ones; the parts that sent it know what that means.
 """
 
-import selectors
 from collections.abc import Callable
 from time import monotonic
 
@@ -18,6 +17,7 @@ from wakeq.consumer.reporter import Reporter
 from wakeq.errors import BusyError, UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
+from wakeq.selector import Selector
 from wakeq.service import RUN, Service
 from wakeq.wire import TRANSIENT, Connection, Reply, ServerError, explain
 
@@ -54,7 +54,7 @@ class Link:
         member: Member,
         start: str,
         keeper: Keeper,
-        selector: selectors.BaseSelector,
+        selector: Selector,
         report: Reporter,
     ) -> None:
         self.position: Callable[[], bytes]
@@ -241,11 +241,9 @@ class Link:
     def close(self) -> None:
         """Give both connections up."""
         for channel in (self.reading, self._writing):
-            for key in list(self._selector.get_map().values()):
-                if key.data == channel.receive:
-                    self._selector.unregister(key.fd)
+            self._selector.forget(channel.receive)
             channel.close()
 
     def _register(self, channel: Channel) -> None:
         fd = channel.connection.fileno()
-        self._selector.register(fd, selectors.EVENT_READ, channel.receive)
+        self._selector.register(fd, channel.receive)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import selectors
 from collections.abc import Callable
 
 from wakeq.config import Consumer
@@ -17,6 +16,7 @@ from wakeq.consumer.lanes import Lanes, make_lanes
 from wakeq.consumer.line import Line, StrictLine
 from wakeq.consumer.reporter import Reporter
 from wakeq.message import Message
+from wakeq.selector import Selector
 
 
 class Everybody:
@@ -40,7 +40,7 @@ class Everybody:
         self.on_owner: Callable[[], None] = lambda: None
         self.on_forgotten: Callable[[], None] = lambda: None
 
-    def attach(self, selector: selectors.BaseSelector, unblock: Callable[[], None]) -> None:
+    def attach(self, selector: Selector, unblock: Callable[[], None]) -> None:
         """Have the end of an owner on this machine noticed at once."""
 
     def restart(self) -> None:

@@ -11,7 +11,6 @@ is over after it died: all that anybody has pending becomes theirs, and comes be
 """
 
 import os
-import selectors
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -28,6 +27,7 @@ from wakeq.consumer.reporter import Reporter
 from wakeq.errors import BusyError
 from wakeq.message import ATTEMPT, FIRST_ID, Message, carry
 from wakeq.scripts import Script
+from wakeq.selector import Selector
 from wakeq.wire import Argument, Reply, ServerError
 
 # Who stands by looks at least this often whether the owner still lives.
@@ -73,7 +73,7 @@ class Owner(Everybody):
         self._take_over = Script("take_over", fenced=True)
         self._hold = Script("hold", fenced=True)
 
-    def attach(self, selector: selectors.BaseSelector, unblock: Callable[[], None]) -> None:
+    def attach(self, selector: Selector, unblock: Callable[[], None]) -> None:
         """Have the end of an owner on this machine noticed at once.
 
         Args:
@@ -190,7 +190,7 @@ class Owner(Everybody):
             os.close(self._watched)
         self._watched = process.watch(owner) if owner else None
         if self._watched is not None:
-            self._selector.register(self._watched, selectors.EVENT_READ, self._note_end)
+            self._selector.register(self._watched, self._note_end)
 
     def _note_end(self) -> None:
         self._watch(None)

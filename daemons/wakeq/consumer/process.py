@@ -10,7 +10,7 @@ import os
 
 def describe_self() -> str:
     """Return this process in the form above."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         boot = file.read().strip()
     namespace = os.stat("/proc/self/ns/pid").st_ino
     return f"{boot}/{namespace}/{os.getpid()}/{_start_time(os.getpid())}"

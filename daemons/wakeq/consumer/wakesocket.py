@@ -6,13 +6,13 @@ line of JSON. Connections are accepted before anything that may fail, because on
 in the queue of the socket would have systemd start the consumer again at once.
 """
 
+import _socket
 import os
-import selectors
-import socket
 from collections.abc import Callable
 from functools import partial
 
 from wakeq import systemd
+from wakeq.selector import Selector
 
 _NAME = "wake"
 # Says which descriptors are leases, to a process that is executed or started with them.
@@ -31,20 +31,21 @@ class WakeSocket:
     """
 
     def __init__(self) -> None:
-        self.listeners: list[socket.socket] = []
-        self.leases: dict[socket.socket, bytes] = {}
-        self._selector: selectors.BaseSelector | None = None
+        self.listeners: list[_socket.socket] = []
+        self.leases: dict[_socket.socket, bytes] = {}
+        self._selector: Selector | None = None
         self._status: Callable[[], object] = dict
 
     @classmethod
     def adopt(cls) -> "WakeSocket":
         """Take the sockets that systemd passed, and accept what waits on them."""
         wake = cls()
-        named = systemd.listening_sockets()
+        named = systemd.listening_fds()
         # A socket that is passed without FileDescriptorName=, as by systemd-socket-activate
-        wake.listeners = [s for name, some in named.items() for s in some if name != "monitor"]
+        passed = [fd for name, some in named.items() for fd in some if name != "monitor"]
+        wake.listeners = [_socket.socket(fileno=fd) for fd in passed]
         for fd in filter(None, os.environ.pop(INHERITED, "").split(",")):
-            lease = socket.socket(fileno=int(fd))
+            lease = _socket.socket(fileno=int(fd))
             lease.setblocking(False)
             wake.leases[lease] = b""
         for listener in wake.listeners:
@@ -52,13 +53,15 @@ class WakeSocket:
             wake.accept(listener)
         return wake
 
-    def accept(self, listener: socket.socket) -> None:
+    def accept(self, listener: _socket.socket) -> None:
         """Accept all connections that wait."""
         while True:
             try:
-                lease, _ = listener.accept()
+                # As the library's accept does.
+                fd, _ = listener._accept()  # type: ignore[attr-defined]
             except OSError:
                 return  # none waits, or it went away while it waited
+            lease = _socket.socket(fileno=fd)
             if len(self.leases) >= _MOST_LEASES:
                 lease.close()
                 continue
@@ -67,7 +70,7 @@ class WakeSocket:
             if self._selector is not None:
                 self._watch_lease(self._selector, lease)
 
-    def watch(self, selector: selectors.BaseSelector, status: Callable[[], object]) -> None:
+    def watch(self, selector: Selector, status: Callable[[], object]) -> None:
         """Accept and answer whenever a selector says so, and calls what is registered.
 
         Args:
@@ -76,26 +79,26 @@ class WakeSocket:
         """
         self._selector, self._status = selector, status
         for listener in self.listeners:
-            selector.register(listener, selectors.EVENT_READ, partial(self.accept, listener))
+            selector.register(listener.fileno(), partial(self.accept, listener))
         for lease in self.leases:
             self._watch_lease(selector, lease)
 
     def pass_on(self) -> None:
         """Let all sockets survive the execution of another program by this process."""
         for sock in (*self.listeners, *self.leases):
-            sock.set_inheritable(True)
+            os.set_inheritable(sock.fileno(), True)
         os.environ[INHERITED] = ",".join(str(lease.fileno()) for lease in self.leases)
 
-    def _watch_lease(self, selector: selectors.BaseSelector, lease: socket.socket) -> None:
-        selector.register(lease, selectors.EVENT_READ, partial(self._answer, selector, lease))
+    def _watch_lease(self, selector: Selector, lease: _socket.socket) -> None:
+        selector.register(lease.fileno(), partial(self._answer, selector, lease))
 
-    def _answer(self, selector: selectors.BaseSelector, lease: socket.socket) -> None:
+    def _answer(self, selector: Selector, lease: _socket.socket) -> None:
         if self._has_ended(lease):
-            selector.unregister(lease)
+            selector.unregister(lease.fileno())
             del self.leases[lease]
             lease.close()
 
-    def _has_ended(self, lease: socket.socket) -> bool:
+    def _has_ended(self, lease: _socket.socket) -> bool:
         """Answer what came over a lease; return True if it is to be dropped."""
         try:
             chunk = lease.recv(_LONGEST_REQUEST)

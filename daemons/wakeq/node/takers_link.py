@@ -4,7 +4,6 @@ Both are given up together. What was under way is sent again over new ones, by t
 it; each script may be sent twice.
 """
 
-import selectors
 from collections.abc import Callable
 from time import monotonic
 
@@ -14,6 +13,7 @@ from wakeq.errors import ConfigError, UnavailableError, WakeqError
 from wakeq.node.takers_keeper import GONE
 from wakeq.node.takers_reporter import Reporter
 from wakeq.redis_url import RedisURL
+from wakeq.selector import Selector
 from wakeq.service import RUN, Service
 from wakeq.wire import TRANSIENT, Connection, ServerError, explain
 
@@ -39,7 +39,7 @@ class Link:
         self,
         service: Service,
         names: tuple[str, str],
-        selector: selectors.BaseSelector,
+        selector: Selector,
         report: Reporter,
     ) -> None:
         self.on_up: Callable[[], None]
@@ -142,9 +142,7 @@ class Link:
     def close(self) -> None:
         """Give both connections up."""
         for channel in (self.taking, self.writing):
-            for key in list(self._selector.get_map().values()):
-                if key.data == channel.receive:
-                    self._selector.unregister(key.fd)
+            self._selector.forget(channel.receive)
             channel.close()
 
     def _connect(self) -> None:
@@ -156,7 +154,7 @@ class Link:
             raise self._explain(error) from None
         for channel in (self.taking, self.writing):
             fd = channel.connection.fileno()
-            self._selector.register(fd, selectors.EVENT_READ, channel.receive)
+            self._selector.register(fd, channel.receive)
         self.next_at = NEVER
 
     def _explain(self, error: ServerError) -> WakeqError:

@@ -11,7 +11,6 @@ lost connection is the same on a small scale: what is in hand stays, what was se
 is sent again, and what is in `taken` and not in hand is taken in hand.
 """
 
-import selectors
 from time import monotonic
 
 from wakeq import failpoint
@@ -29,6 +28,7 @@ from wakeq.node.takers_keeper import Keeper, clock
 from wakeq.node.takers_link import Link
 from wakeq.node.takers_reporter import Reporter
 from wakeq.scripts import Script
+from wakeq.selector import Selector
 from wakeq.service import DRAIN, Service
 from wakeq.wire import Argument, Reply, ServerError
 
@@ -57,7 +57,7 @@ class Taker:
         self.service = service
         self.source = settings.list_
         self.wake = wake
-        self.selector = selectors.DefaultSelector()
+        self.selector = Selector()
         self.hand = Hand(self.source)
         self.pace = Pace(settings.workers)
         self.report = Reporter(service, self.source)
@@ -120,9 +120,8 @@ class Taker:
         self.report.connections = lambda: self.link.connections
         self.report.state = self._state
         self.wake.watch(self.selector, self.report.figures)
-        read = selectors.EVENT_READ
-        self.selector.register(self.lanes.bell, read, self._on_rung)
-        self.selector.register(self.service.signal_fd, read, self.service.clear_signal)
+        self.selector.register(self.lanes.bell, self._on_rung)
+        self.selector.register(self.service.signal_fd, self.service.clear_signal)
 
     # -- the loop ------------------------------------------------------------------------
 
@@ -164,10 +163,9 @@ class Taker:
             deadline = min(deadline, self._flush_at, kept)
             if self._take_at > now:
                 deadline = min(deadline, self._take_at)
-        for key, _ in self.selector.select(max(0.0, deadline - now)):
+        for fd in self.selector.wait(max(0.0, deadline - now)):
             # A callback before this one may have given its connection up.
-            if key.fd in self.selector.get_map():
-                key.data()
+            self.selector.call(fd)
 
     def _collect(self) -> None:
         """Take what the lanes are done with."""

@@ -1,0 +1,78 @@
+"""The selector: who is called when, and what is left of a file that is closed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from wakeq.selector import Selector
+
+
+@pytest.fixture
+def selector() -> Iterator[Selector]:
+    made = Selector()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # by the test
+
+
+def test_names_what_can_be_read(selector: Selector, pipe: tuple[int, int]) -> None:
+    called: list[str] = []
+    selector.register(pipe[0], lambda: called.append("x"))
+    assert selector.wait(0.001) == []
+    os.write(pipe[1], b"x")
+    assert selector.wait(30) == [pipe[0]]
+    selector.call(pipe[0])
+    assert called == ["x"]
+
+
+def test_names_what_has_ended(selector: Selector, pipe: tuple[int, int]) -> None:
+    selector.register(pipe[0], lambda: None)
+    os.close(pipe[1])
+    assert selector.wait(30) == [pipe[0]]
+
+
+def test_calls_nobody_for_what_was_unregistered(selector: Selector, pipe: tuple[int, int]) -> None:
+    called: list[str] = []
+    selector.register(pipe[0], lambda: called.append("x"))
+    os.write(pipe[1], b"x")
+    (ready,) = selector.wait(30)
+    selector.unregister(pipe[0])
+    selector.call(ready)
+    assert called == []
+    assert selector.wait(0) == []
+
+
+def test_a_closed_file_may_be_forgotten_late(selector: Selector, pipe: tuple[int, int]) -> None:
+    def call() -> None: ...
+
+    selector.register(pipe[0], call)
+    os.close(pipe[0])
+    selector.forget(call)
+    # The same number again, as of a connection that takes the place of another.
+    assert os.dup2(pipe[1], pipe[0]) == pipe[0]
+    os.close(pipe[0])
+    other, write = os.pipe()
+    assert other == pipe[0]
+    selector.register(other, call)
+    os.write(write, b"x")
+    assert selector.wait(30) == [other]
+    os.close(write)
+
+
+def test_refuses_what_it_waits_for_already(selector: Selector, pipe: tuple[int, int]) -> None:
+    selector.register(pipe[0], lambda: None)
+    with pytest.raises(OSError, match="exists"):
+        selector.register(pipe[0], lambda: None)
