@@ -17,7 +17,7 @@ from redis_servers import RedisServer, wait_until
 from wakeq import FanoutClient
 from wakeq_command import Wakeq
 
-MISSING, USAGE, UNAVAILABLE = 66, 64, 69
+MISSING, USAGE, UNAVAILABLE, NOPERM = 66, 64, 69, 77
 
 
 @pytest.fixture
@@ -253,6 +253,16 @@ def test_acknowledges_by_hand(wakeq: Wakeq, rooms: FanoutClient) -> None:
     assert listening.end(None) == 0
     metrics = rooms.room_metrics("r")
     assert (metrics.acknowledged, metrics.clients) == (1, 0)
+
+
+def test_ends_when_redis_refuses_it(short_dir: Path, own_redis: RedisServer) -> None:
+    wakeq = Wakeq(short_dir, own_redis.url)
+    with FanoutClient(own_redis.url) as rooms:
+        listening = Listening(wakeq, rooms, "r")
+        admin = own_redis.client()
+        admin.config_set("requirepass", "secret")
+        admin.execute_command("CLIENT KILL TYPE pubsub")
+        assert listening.end(None) == NOPERM
 
 
 def test_asks_at_a_terminal(wakeq: Wakeq, rooms: FanoutClient) -> None:

@@ -100,6 +100,9 @@ class Awaited:
     def unsubscribe(self, *arguments: Any) -> None:
         self._run(self._worker.unsubscribe(*arguments))
 
+    def wait(self) -> None:
+        self._run(self._worker.wait())
+
     def metrics(self) -> WorkerMetrics:
         return self._worker.metrics()
 
@@ -144,7 +147,7 @@ def test_each_client_gets_each_message_once_and_in_order(
         for number in range(50):
             rooms.send("r", str(number), producer="p")
         seen.wait(150)
-        wait_until(lambda: rooms.room_metrics("r").acknowledged == 150)
+        wait_until(lambda: worker.metrics().acknowledged == 150)
         for client in "abc":
             assert seen.of(client) == [str(number) for number in range(50)]
         # In lock-step: nobody begins a message before all have had the one before.
@@ -492,6 +495,61 @@ def test_a_handler_that_fails_is_called_again(
         assert attempts == [("hard", 1), ("hard", 2), ("hard", 3)]
 
 
+@pytest.mark.parametrize("itself", [False, True])
+def test_a_coroutine_that_is_cancelled_has_failed(
+    rooms: FanoutClient, redis: RedisServer, itself: bool
+) -> None:
+    attempts: list[tuple[str, bool]] = []
+
+    async def handle(message: RoomMessage) -> None:
+        attempts.append((message.text(), message.oob))
+        if attempts.count(attempts[-1]) == 1:
+            if itself:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                await asyncio.sleep(60)
+            raise asyncio.CancelledError
+
+    async def life() -> None:
+        async with AsyncFanoutWorker(handle, redis.url) as worker:
+            await worker.subscribe("r", "a")
+            for text in "12":
+                await asyncio.to_thread(rooms.send, "r", text)
+                await asyncio.to_thread(rooms.send_out_of_band, "r", text)
+            await asyncio.to_thread(
+                lambda: wait_until(lambda: rooms.room_metrics("r").acknowledged == 2)
+            )
+            await asyncio.to_thread(lambda: wait_until(lambda: ("2", True) in attempts))
+            assert worker.metrics().failed >= 2
+
+    asyncio.run(life())
+    assert [text for text, oob in attempts if not oob] == ["1", "1", "2", "2"]
+    if not itself:
+        assert [text for text, oob in attempts if oob] == ["1", "2"]
+
+
+def test_handlers_of_what_became_of_clients_may_fail(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    told: list[tuple[str, ...]] = []
+
+    def fail(*what: str) -> None:
+        told.append(what)
+        raise asyncio.CancelledError if kind is Awaited else ValueError
+
+    seen = Seen()
+    with kind(seen, redis.url, on_ejected=fail, on_timeout=fail) as worker:
+        for client in "abc":
+            worker.subscribe("r", client)
+        redis.client().zadd(keys.room("r")[2], {"a": 0, "b": 0})
+        rooms.ping("c", "r")
+        wait_until(lambda: len(told) == 4)
+        rooms.send("r", "1")
+        seen.wait(1)
+    assert set(told) == {("r", "a", "timed-out"), ("r", "b", "timed-out"), ("r", "a"), ("r", "b")}
+
+
 def test_a_time_out_is_reported_once_and_the_round_goes_on(
     kind: Any, rooms: FanoutClient, redis: RedisServer
 ) -> None:
@@ -666,6 +724,91 @@ def test_says_why_it_cannot_begin(kind: Any, own_redis: RedisServer) -> None:
         FanoutWorker(Seen(), own_redis.url, concurrency=0)
     with pytest.raises(ValueError, match="timeout must be"):
         FanoutWorker(Seen(), own_redis.url, FanoutTerms(timeout=-1))
+
+
+@pytest.mark.parametrize("what", ["pubsub", "normal"])
+def test_its_owner_is_told_when_redis_refuses_it_later(
+    kind: Any, own_redis: RedisServer, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    admin = own_redis.client()
+    with (
+        FanoutClient(own_redis.url) as rooms,
+        pytest.raises(RefusedError, match="refuses the login"),
+        kind(Seen(), own_redis.url, FanoutTerms(timeout=0.9)) as worker,
+    ):
+        worker.subscribe("r", "a")
+        rooms.room_state("r")
+        admin.config_set("requirepass", "secret")
+        admin.execute_command(f"CLIENT KILL TYPE {what} SKIPME yes")
+        with pytest.raises(RefusedError, match="refuses the login"):
+            worker.wait()
+        for call in (worker.subscribe, worker.unsubscribe):
+            with pytest.raises(RefusedError):
+                call("r", "b")
+    assert [text for text in caplog.messages if "has ended" in text] == [caplog.messages[-1]]
+
+
+def test_the_error_of_the_application_is_not_hidden_by_that_of_the_worker(
+    kind: Any, own_redis: RedisServer
+) -> None:
+    admin = own_redis.client()
+    with pytest.raises(KeyError), kind(Seen(), own_redis.url) as worker:
+        admin.config_set("requirepass", "secret")
+        admin.execute_command("CLIENT KILL TYPE pubsub")
+        with pytest.raises(RefusedError):
+            worker.wait()
+        raise KeyError
+
+
+def test_goes_on_when_redis_could_not_write_for_a_while(kind: Any, own_redis: RedisServer) -> None:
+    admin, seen = own_redis.client(), Seen()
+    with (
+        FanoutClient(own_redis.url) as rooms,
+        kind(seen, own_redis.url, FanoutTerms(timeout=60)) as worker,
+    ):
+        worker.subscribe("r", "a")
+        rooms.send("r", "1")
+        wait_until(lambda: rooms.room_metrics("r").acknowledged == 1)
+        rooms.send("r", "2", priority=1)
+        admin.execute_command("REPLICAOF 127.0.0.1 1")
+        admin.execute_command("CLIENT KILL TYPE pubsub")
+        admin.execute_command("CLIENT KILL TYPE normal SKIPME yes")
+        with pytest.raises(UnavailableError):
+            rooms.send("r", "3")
+        admin.execute_command("REPLICAOF NO ONE")
+        rooms.send("r", "4", priority=2)
+        seen.wait(3)
+        assert seen.of("a") == ["1", "2", "4"]
+
+
+def test_a_room_that_somebody_has_broken_leaves_the_others_alone(
+    kind: Any, rooms: FanoutClient, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen, broken = Seen(), keys.room("broken")[2]
+    with kind(seen, redis.url, FanoutTerms(timeout=0.9)) as worker:
+        for room in ("broken", "r"):
+            worker.subscribe(room, "a")
+        redis.client().delete(broken)
+        redis.client().set(broken, "what somebody else wrote")
+        deadline = rooms.room_state("r").clients["a"].seen_at + 2
+        wait_until(lambda: rooms.room_state("r").clients["a"].seen_at > deadline)
+        rooms.send("r", "1")
+        seen.wait(1)
+        redis.client().delete(broken)
+    errors = [text for text in caplog.messages if text.startswith("room broken: ")]
+    assert len(errors) == 1
+
+
+def test_what_others_publish_to_its_channel_is_passed_over(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with kind(seen, redis.url) as worker:
+        worker.subscribe("r", "a")
+        for payload in (b"", b"hello", b"1 2 3 x - r", b"1 2 3 4 - \xff", b"1 2 3 4 -"):
+            assert redis.client().publish(keys.BELL + worker.name, payload) == 1
+        rooms.send("r", "1")
+        seen.wait(1)
 
 
 def test_what_is_no_message_is_counted_and_passed_over(

@@ -4,18 +4,19 @@ import itertools
 import sys
 import time
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from wakeq.cli.parser import Arguments, Subparsers, add_json, count, name, positive
 from wakeq.cli.screen import as_json, colours, paint, print_json, readable, span, table
 from wakeq.cli.session import Session, warn
-from wakeq.errors import MissingError, UnavailableError, UsageError
+from wakeq.errors import MissingError, UnavailableError, UsageError, WakeqError
 
 if TYPE_CHECKING:
     from wakeq.fanout.client import FanoutClient
     from wakeq.fanout.delivery import RoomMessage
     from wakeq.fanout.records import Queued, RoomMetrics, RoomState
+    from wakeq.fanout.worker import FanoutWorker
 
 _EXAMPLES = """\
   wakeq room list                               which rooms there are, and what waits
@@ -247,13 +248,14 @@ def run_send(session: Session, arguments: Arguments) -> int:
 def run_listen(session: Session, arguments: Arguments) -> int:
     """Print messages as they are delivered."""
     from queue import SimpleQueue
+    from threading import Thread
 
     from wakeq.fanout.office import FanoutTerms
     from wakeq.fanout.worker import FanoutWorker
 
     if arguments.by_hand and not sys.stdin.isatty():
         warn("acknowledging each message for a line of stdin")
-    told: SimpleQueue[RoomMessage | str] = SimpleQueue()
+    told: SimpleQueue[RoomMessage | str | WakeqError] = SimpleQueue()
     worker = FanoutWorker(
         told.put,
         session.url,
@@ -263,11 +265,14 @@ def run_listen(session: Session, arguments: Arguments) -> int:
     with worker:
         mode = "sync" if arguments.ack or arguments.by_hand else "observer"
         worker.subscribe(arguments.room, worker.create_client_id(), mode=mode)
+        Thread(target=_watch, args=(worker, told.put), daemon=True).start()
         warn(f"listening to {arguments.room} as {mode}; Ctrl+C ends it")
         for shown in itertools.count(1):
             message = told.get()
             if isinstance(message, str):
                 raise UnavailableError(f"{arguments.room}: not a client any more: {message}")
+            if isinstance(message, WakeqError):
+                raise message
             _show_delivery(message, arguments.json)
             if message.awaits and not _agreed_to_acknowledge(arguments.by_hand):
                 return 0
@@ -278,6 +283,14 @@ def run_listen(session: Session, arguments: Arguments) -> int:
                     _wait_until_counted(session, message)
                 return 0
     return 0
+
+
+def _watch(worker: "FanoutWorker", tell: Callable[[WakeqError], object]) -> None:
+    """Tell why a worker has ended by itself."""
+    try:
+        worker.wait()
+    except WakeqError as error:
+        tell(error)
 
 
 def _agreed_to_acknowledge(by_hand: bool) -> bool:

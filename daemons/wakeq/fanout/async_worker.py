@@ -11,12 +11,13 @@ from wakeq import keys
 from wakeq.backoff import Backoff
 from wakeq.errors import ConfigError, RefusedError, WakeqError
 from wakeq.fanout.bell import Bell
-from wakeq.fanout.calling import Steps, call, call_all, drive_async, servers
+from wakeq.fanout.calling import Steps, call, call_each, drive_async, servers
 from wakeq.fanout.core import Core
 from wakeq.fanout.delivery import Ask, RoomMessage
 from wakeq.fanout.desk import Desk
 from wakeq.fanout.lines import AsyncLine
 from wakeq.fanout.office import FanoutTerms, Office, log
+from wakeq.fanout.raised import cancellations, logged
 from wakeq.fanout.rooms import Request
 from wakeq.fanout.tally import WorkerMetrics
 from wakeq.redis_url import RedisURL
@@ -60,6 +61,8 @@ class AsyncFanoutWorker:
         self._ready = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._trouble = False
+        self._refusal: WakeqError | None = None
+        self._failure: Exception | None = None
         self._backoff = Backoff(0.1, 5.0)
 
     @property
@@ -73,7 +76,7 @@ class AsyncFanoutWorker:
         Raises:
             WakeqError: Redis refuses.
         """
-        self._running = asyncio.create_task(self.run())
+        self._running = asyncio.create_task(self._run_in_task())
         ready = asyncio.create_task(self._ready.wait())
         await asyncio.wait((self._running, ready), return_when=asyncio.FIRST_COMPLETED)
         if not self._ready.is_set():
@@ -81,16 +84,27 @@ class AsyncFanoutWorker:
             await self._running
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        """Stop, and wait until handlers have returned."""
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
+        """Stop, and wait until handlers have returned; see `FanoutWorker.__exit__`."""
         self.stop()
         if self._running is not None:
-            await self._running
+            # What ended the body is not to be hidden.
+            with contextlib.suppress(*((WakeqError,) if error is not None else ())):
+                await self._running
 
     def stop(self) -> None:
         """Receive no more; `run` returns when the handlers have."""
         self._stopping.set()
         self._news.set()
+
+    async def wait(self) -> None:
+        """Wait until the worker, begun by `async with`, has ended; see `FanoutWorker.wait`."""
+        if self._running is not None:
+            await asyncio.shield(self._running)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     @staticmethod
     def create_client_id() -> str:
@@ -101,6 +115,7 @@ class AsyncFanoutWorker:
         self, room: str, client_id: str, *, mode: str = "sync", backlog: str = "keep"
     ) -> None:
         """Make somebody a client whose messages come here; see `FanoutClient.subscribe`."""
+        self._check()
         core, index = self._office.core, not self._office.is_alone
         reply = await self._drive(core.subscribe(room, client_id, self.name, mode, backlog, index))
         self._office.desk(room).take_joined(client_id, mode, reply)
@@ -108,6 +123,7 @@ class AsyncFanoutWorker:
 
     async def unsubscribe(self, room: str, client_id: str) -> None:
         """Let a client leave; see `FanoutClient.unsubscribe`."""
+        self._check()
         core = self._office.core
         await asyncio.sleep(0)  # what was acknowledged just now is known by then
         desk = self._office.desk(room)
@@ -141,9 +157,23 @@ class AsyncFanoutWorker:
         """
         try:
             while not self._stopping.is_set():
+                if self._refusal is not None:
+                    raise self._refusal
                 await self._turn()
+        except Exception as error:
+            self._failure = error
+            raise
         finally:
+            self._stopping.set()
             await self._end()
+
+    async def _run_in_task(self) -> None:
+        try:
+            await self.run()
+        except WakeqError as error:  # `wait` raises it
+            if self._ready.is_set():
+                log.error("the worker of rooms has ended: %s", error)
+            raise
 
     async def _turn(self) -> None:
         try:
@@ -154,7 +184,7 @@ class AsyncFanoutWorker:
             self._news.clear()
             while due := self._office.due_pings():
                 requests = [request for _, request in due]
-                replies = await self._drive(call_all(self._servers, requests, tries=1))
+                replies = await self._drive(call_each(self._servers, requests, tries=1))
                 for (desk, _), reply in zip(due, replies, strict=True):
                     self._office.take_ping(desk, reply)
             self._office.run_timers()
@@ -202,6 +232,10 @@ class AsyncFanoutWorker:
         self._bell.close()
 
     def _fail(self, error: Exception) -> None:
+        if isinstance(error, RefusedError):
+            self._refusal = error  # the next turn raises it
+            self._news.set()
+            return
         if not self._trouble:
             log.warning("%s; trying again", error)
         self._trouble = True
@@ -307,14 +341,20 @@ class AsyncFanoutWorker:
         if not self._office.terms.auto_ack and message.awaits:
             message.on_ack(partial(self._ack, asyncio.get_running_loop(), desk, message))
         failure: BaseException | None = None
+        before = cancellations()
         try:
             await self._handlers[0](message)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             failure = error
         self._office.handled(desk, message, failure)
         if desk.retries:
             self._office.schedule_retries(desk)
             self._news.set()
+        if isinstance(failure, asyncio.CancelledError) and cancellations() > before:
+            # Else what the handler awaited was cancelled, which is a failure as others.
+            self._office.touched.add(desk.room)
+            self._news.set()
+            raise failure
         self._serve(desk.room)
 
     def _ack(self, loop: asyncio.AbstractEventLoop, desk: Desk, message: RoomMessage) -> None:
@@ -334,21 +374,20 @@ class AsyncFanoutWorker:
         for client, known in ejected:
             if on_ejected is not None:
                 reason = known or await self._reason(desk.room, client)
-                await self._told(on_ejected, desk.room, client, reason)
+                with logged(f"on_ejected, room {desk.room}, client {client}"):
+                    await on_ejected(desk.room, client, reason)
         for client in reports:
             if on_timeout is not None:
-                await self._told(on_timeout, desk.room, client)
-
-    @staticmethod
-    async def _told(handler: AsyncOfClient, *arguments: str) -> None:
-        try:
-            await handler(*arguments)
-        except Exception as error:
-            log.error("room %s, client %s: %s: %s", *arguments[:2], type(error).__name__, error)
+                with logged(f"on_timeout, room {desk.room}, client {client}"):
+                    await on_timeout(desk.room, client)
 
     async def _reason(self, room: str, client: str) -> str:
         request = self._office.rooms.ping(room, [client])
-        reply = await self._drive(call(self._servers, request))
+        try:
+            reply = await self._drive(call(self._servers, request))
+        except WakeqError as error:
+            self._fail(error)
+            return "not-subscribed"
         return reply[0][1].decode() if reply[0] else "taken-over"
 
     async def _drive(self, steps: Steps) -> Any:

@@ -1,10 +1,14 @@
 """Hearing of news in rooms: one connection that is subscribed to a worker's channel."""
 
+import re
+
 from wakeq.redis_url import RedisURL
 from wakeq.wire import Connection, ServerError, explain
 
 # Nothing asks for what a subscription brings: as good as no limit.
 _PUSHED_MOST = 1 << 60
+# See room.lua; anybody may publish anything.
+_RING = re.compile(rb"(\d{1,18} ){4}\S+ .+", re.DOTALL)
 
 
 class Bell:
@@ -57,7 +61,7 @@ class Bell:
             for reply in self._connection.receive():
                 if isinstance(reply, ServerError):
                     raise explain(reply, self._url)
-                if reply[0] == b"message":
+                if reply[0] == b"message" and _is_ring(reply[2]):
                     found.append(reply[2])
             more = self._connection.has_buffered()
         return found
@@ -65,3 +69,10 @@ class Bell:
     def close(self) -> None:
         """Hear no more."""
         self._connection.close()
+
+
+def _is_ring(payload: bytes) -> bool:
+    try:
+        return _RING.fullmatch(payload) is not None and bool(payload.decode())
+    except UnicodeDecodeError:
+        return False

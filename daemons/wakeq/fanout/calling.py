@@ -13,7 +13,7 @@ import redis
 
 from wakeq.backoff import Backoff
 from wakeq.config import Config
-from wakeq.errors import UnavailableError, WakeqError
+from wakeq.errors import RefusedError, UnavailableError, WakeqError
 from wakeq.fanout.rooms import Request
 from wakeq.given_client import GivenClient
 from wakeq.redis_client import Servers, explained, server_error
@@ -81,6 +81,20 @@ def _meaning(error: Exception, url: object) -> WakeqError:
 
 def call_all(servers: Any, requests: Sequence[Request], tries: int = _TRIES) -> Steps:
     """Carry out requests that may be repeated, in any order; see `call`."""
+    replies = yield from call_each(servers, requests, tries)
+    for reply in replies:
+        if isinstance(reply, WakeqError):
+            raise reply
+    return replies
+
+
+def call_each(servers: Any, requests: Sequence[Request], tries: int = _TRIES) -> Steps:
+    """Carry out requests as `call_all` does, but what is wrong with one does not keep others from
+    being carried out: the error takes the place of its reply.
+
+    Raises:
+        UnavailableError, RefusedError: of whichever request; others have the same to expect.
+    """
     replies: list[Any] = []
     for start in range(0, len(requests), _TOGETHER):
         some = requests[start : start + _TOGETHER]
@@ -90,7 +104,12 @@ def call_all(servers: Any, requests: Sequence[Request], tries: int = _TRIES) -> 
             found = yield some
         for request, reply in zip(some, found, strict=True):
             if reply is None or isinstance(reply, Exception):
-                replies.append((yield from call(servers, request, tries=tries)))
+                try:
+                    replies.append((yield from call(servers, request, tries=tries)))
+                except (UnavailableError, RefusedError):
+                    raise
+                except WakeqError as error:
+                    replies.append(error)
             else:
                 replies.append(reply)
     return replies

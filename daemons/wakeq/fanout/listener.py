@@ -11,7 +11,7 @@ from wakeq import keys
 from wakeq.backoff import Backoff
 from wakeq.errors import ConfigError, RefusedError, WakeqError
 from wakeq.fanout.bell import Bell
-from wakeq.fanout.calling import call_all, drive
+from wakeq.fanout.calling import call_each, drive
 from wakeq.fanout.office import Office, log
 
 
@@ -26,6 +26,7 @@ class Listener:
 
     Attributes:
         ready: set when it listens for the first time, or has ended.
+        has_listened: it has, for the first time.
         stopping: `stop` was called.
         backoff: counts the failures of Redis.
     """
@@ -34,7 +35,7 @@ class Listener:
         self, office: Office, servers: Any, lock: threading.RLock, serve: Callable[[str], None]
     ) -> None:
         self.ready = threading.Event()
-        self.stopping = False
+        self.has_listened = self.stopping = False
         self.backoff = Backoff(0.1, 5.0)
         self._office = office
         self._servers = servers
@@ -43,6 +44,7 @@ class Listener:
         self._bell = Bell(servers.url, office.channel, servers.name)
         self._wake_fd = -1
         self._trouble = False
+        self._refusal: WakeqError | None = None
 
     def run(self) -> None:
         """Listen until `stop`.
@@ -53,6 +55,8 @@ class Listener:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             while not self.stopping:
+                if self._refusal is not None:
+                    raise self._refusal
                 self._turn()
         finally:
             self.stopping = True
@@ -107,6 +111,7 @@ class Listener:
         if self._trouble:
             log.warning("Redis at %s answers again", self._servers.url)
             self._trouble = False
+        self.has_listened = True
         self.ready.set()
 
     def _find_rooms(self) -> None:
@@ -132,7 +137,7 @@ class Listener:
             if not due:
                 return
             replies = drive(
-                self._servers, call_all(self._servers, [request for _, request in due], tries=1)
+                self._servers, call_each(self._servers, [request for _, request in due], tries=1)
             )
             with self._lock:
                 for (desk, _), reply in zip(due, replies, strict=True):
@@ -153,7 +158,11 @@ class Listener:
                 os.eventfd_write(self._wake_fd, 1)
 
     def trouble(self, error: Exception) -> None:
-        """Say that Redis fails, once."""
+        """Say that Redis fails, once; if it refuses, have `run` raise that."""
+        if isinstance(error, RefusedError):
+            self._refusal = error
+            self.wake()
+            return
         if not self._trouble:
             log.warning("%s; trying again", error)
         self._trouble = True

@@ -91,7 +91,7 @@ class FanoutWorker:
         self._carry_out = self._lines.carry_out if self._lines.usable else None
         self._listener = Listener(self._office, self._servers, self._lock, self._serve)
         self._thread: threading.Thread | None = None
-        self._failure: WakeqError | None = None
+        self._failure: Exception | None = None
 
     @property
     def name(self) -> str:
@@ -109,19 +109,40 @@ class FanoutWorker:
         self._listener.ready.wait()
         if self._listener.stopping:
             self._thread.join()
-            if self._failure is not None:
-                raise self._failure
+            self._check()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Stop, and wait until handlers have returned."""
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        """Stop, and wait until handlers have returned.
+
+        Raises:
+            WakeqError: it had ended by itself; see `wait`.
+        """
         self.stop()
         if self._thread is not None:
             self._thread.join()
+        if error is None:
+            self._check()
 
     def stop(self) -> None:
         """Receive no more; `run` returns when the handlers have."""
         self._listener.stop()
+
+    def wait(self) -> None:
+        """Wait until the worker, begun by `with`, has ended and its handlers have returned.
+
+        Raises:
+            ConfigError, RefusedError: it has ended by itself, because trying again does not help:
+                the password or the user's rights are others now, for instance. That is logged,
+                and `subscribe`, `unsubscribe` and the end of `with` raise it, too.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     @staticmethod
     def create_client_id() -> str:
@@ -132,6 +153,7 @@ class FanoutWorker:
         self, room: str, client_id: str, *, mode: str = "sync", backlog: str = "keep"
     ) -> None:
         """Make somebody a client whose messages come here; see `FanoutClient.subscribe`."""
+        self._check()
         core, index = self._office.core, not self._office.is_alone
         steps = core.subscribe(room, client_id, self.name, mode, backlog, index)
         reply = drive(self._servers, steps)
@@ -141,6 +163,7 @@ class FanoutWorker:
 
     def unsubscribe(self, room: str, client_id: str) -> None:
         """Let a client leave; see `FanoutClient.unsubscribe`."""
+        self._check()
         core = self._office.core
         with self._lock:
             desk = self._office.desk(room)
@@ -174,14 +197,18 @@ class FanoutWorker:
         """
         try:
             self._listener.run()
+        except Exception as error:
+            self._failure = error
+            raise
         finally:
             self._end()
 
     def _run_in_thread(self) -> None:
         try:
             self.run()
-        except WakeqError as error:
-            self._failure = error
+        except WakeqError as error:  # `wait` raises it
+            if self._listener.has_listened:
+                log.error("the worker of rooms has ended: %s", error)
 
     def _end(self) -> None:
         self._lanes.close()
@@ -312,7 +339,11 @@ class FanoutWorker:
 
     def _reason(self, room: str, client: str) -> str:
         request = self._office.rooms.ping(room, [client])
-        reply = drive(self._servers, call(self._servers, request))
+        try:
+            reply = drive(self._servers, call(self._servers, request))
+        except WakeqError as error:
+            self._listener.trouble(error)
+            return "not-subscribed"
         return reply[0][1].decode() if reply[0] else "taken-over"
 
 
