@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -182,6 +183,16 @@ def bridge_host(directory: Path, server: RedisServer, url: str = "") -> Iterator
         yield host
     finally:
         host.close()
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Have a process stand still meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def workers_of(daemon: Daemon) -> list[int]:

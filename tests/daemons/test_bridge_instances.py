@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge_host import CHANNEL, HOST, BridgeHost, bridge_host, workers_of
+from bridge_host import CHANNEL, HOST, BridgeHost, bridge_host, stopped, workers_of
 from conftest import NotifySocket
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
@@ -164,13 +163,12 @@ def test_takes_a_channel_from_one_that_stops_also_while_much_waits_in_memory(
     (mine,) = (n for n in ("log:0", "log:1") if host.holder(channel=n) == f"{HOST}/clicks")
     (theirs,) = {"log:0", "log:1"} - {mine}
     (worker,) = workers_of(first)
-    os.kill(worker, signal.SIGSTOP)
-    host.burst(5000, channel=mine)
-    assert second.stop() == 0
-    # It takes what comes from here on, although what came before is not published yet.
-    assert host.holder(channel=theirs) == f"{HOST}/clicks"
-    host.burst(100, first=5000, channel=theirs)
-    os.kill(worker, signal.SIGCONT)
+    with stopped(worker):
+        host.burst(5000, channel=mine)
+        assert second.stop() == 0
+        # It takes what comes from here on, although what came before is not published yet.
+        assert host.holder(channel=theirs) == f"{HOST}/clicks"
+        host.burst(100, first=5000, channel=theirs)
     host.wait_entries(5100)
     assert host.numbers() == list(range(5100))
 

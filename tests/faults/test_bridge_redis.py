@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bridge_host import CHANNEL, IDS, STREAM, BridgeHost, bridge_host, workers_of
+from bridge_host import CHANNEL, HOST, IDS, STREAM, BridgeHost, bridge_host, stopped, workers_of
 from conftest import NotifySocket
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
@@ -138,17 +136,16 @@ def test_takes_what_comes_after_a_cut_while_much_waits_in_memory(host: BridgeHos
     daemon = host.start()
     host.wait_begun()
     (worker,) = workers_of(daemon)
-    os.kill(worker, signal.SIGSTOP)  # nothing is published
-    host.burst(5000)
-    wait_until(lambda: unread(host) == 0)
-    with marks_of(host) as marks:
-        for round_ in range(2):
-            (client,) = subscriptions(host)
-            host.redis.client_kill_filter(_id=client)
-            wait_until(lambda: (marks.get_message() or {}).get("type") == "message")
-            host.burst(100, first=5000 + 100 * round_)
-            wait_until(lambda: unread(host) == 0)
-    os.kill(worker, signal.SIGCONT)
+    with stopped(worker):  # nothing is published
+        host.burst(5000)
+        wait_until(lambda: unread(host) == 0)
+        with marks_of(host) as marks:
+            for round_ in range(2):
+                (client,) = subscriptions(host)
+                host.redis.client_kill_filter(_id=client)
+                wait_until(lambda: (marks.get_message() or {}).get("type") == "message")
+                host.burst(100, first=5000 + 100 * round_)
+                wait_until(lambda: unread(host) == 0)
     host.wait_entries(5200)
     assert host.numbers() == list(range(5200))
     daemon.wait_log("a subscription was cut, messages may be lost", 2)
@@ -162,16 +159,15 @@ def test_says_that_memory_is_full_before_redis_cuts_it_off_and_loses_nothing_of_
     daemon = host.start(**notify_socket.env)
     host.wait_begun()
     (worker,) = workers_of(daemon)
-    os.kill(worker, signal.SIGSTOP)  # nothing is published
-    host.burst(20_000)  # some 2 MB
-    daemon.wait_log("memory is at its bound, reading stands still")
-    assert daemon.count("a subscription was cut") == 0
-    wait_until(
-        lambda: any("memory is at its bound, reading stands still" in m
-                    for m in notify_socket.messages)
-    )  # fmt: skip
-    host.burst(100_000, first=20_000)  # beyond what Redis keeps
-    os.kill(worker, signal.SIGCONT)
+    with stopped(worker):  # nothing is published
+        host.burst(20_000)  # some 2 MB
+        daemon.wait_log("memory is at its bound, reading stands still")
+        assert daemon.count("a subscription was cut") == 0
+        wait_until(
+            lambda: any("memory is at its bound, reading stands still" in m
+                        for m in notify_socket.messages)
+        )  # fmt: skip
+        host.burst(100_000, first=20_000)  # beyond what Redis keeps
     daemon.wait_log("a subscription was cut, messages may be lost", deadline_s=30)
     daemon.wait_log("reading goes on", deadline_s=30)
 
@@ -231,6 +227,36 @@ def test_hears_on_for_as_long_as_redis_has_no_memory_left(host: BridgeHost) -> N
     assert host.numbers() == list(range(300))
     wait_until(lambda: host.stats().get("cuts") == 3)
     daemon.wait_log("Redis is back")
+
+
+def test_keeps_its_channel_while_nothing_of_large_messages_can_be_published(
+    host: BridgeHost,
+) -> None:
+    daemon = host.start()
+    host.wait_begun()
+    host.start("clicks:2")
+    host.redis.config_set("maxmemory", 1)
+    bodies = [b"%05d" % number * 2000 for number in range(600)]  # a batch is a megabyte
+    host.publish(*bodies)
+    daemon.wait_log("Redis was lost, trying again")
+    wait_asked(host, 12)  # for four leases
+    assert host.holder() == f"{HOST}/clicks"
+    host.redis.config_set("maxmemory", 0)
+    assert sorted(entry[b"body"] for entry in host.wait_entries(600)) == bodies
+    assert {entry[b"consumer_id"] for entry in host.entries()} == {f"{HOST}/clicks/1".encode()}
+
+
+def test_a_stop_while_a_worker_takes_nothing_more_publishes_all(host: BridgeHost) -> None:
+    daemon = host.start()
+    host.wait_begun()
+    (worker,) = workers_of(daemon)
+    with stopped(worker):
+        bodies = [b"%05d" % number * 2000 for number in range(600)]
+        host.publish(*bodies)
+        daemon.process.terminate()
+        wait_until(lambda: host.redis.pubsub_numsub(CHANNEL)[0][1] == 0, 10, "it takes no more")
+    assert daemon.wait_exit() == 0
+    assert sorted(entry[b"body"] for entry in host.entries()) == bodies
 
 
 def test_hears_on_when_redis_answers_with_an_error(host: BridgeHost) -> None:

@@ -23,12 +23,18 @@ READY, BAD, MORE, DONE, AT, TAKEN, LOST, BACK = (
 )  # fmt: skip
 
 
+def _packed(said: Any) -> bytes:
+    raw = marshal.dumps(said, _VERSION)
+    return len(raw).to_bytes(_LENGTH_BYTES, "big") + raw
+
+
 class Talk:
     """One end."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._buffer = bytearray()
+        self._unsent = bytearray()
         # A new piece of memory of that size for each few bytes takes longer than all the rest.
         self._piece = memoryview(bytearray(_CHUNK_BYTES))
 
@@ -42,8 +48,25 @@ class Talk:
         Raises:
             OSError: the other end is gone, or does not listen.
         """
-        raw = marshal.dumps(said, _VERSION)
-        self._socket.sendall(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
+        self._socket.sendall(_packed(said))
+
+    def put(self, *said: Any) -> None:
+        """Say something as soon as the other end takes it, which `send` sees to."""
+        self._unsent += _packed(said)
+
+    def send(self) -> bool:
+        """Send what was put, as far as it is taken; tell whether that is all. It never waits.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        while self._unsent:
+            try:
+                sent = self._socket.send(self._unsent, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            del self._unsent[:sent]
+        return True
 
     def hear(self) -> list[Any] | None:
         """Wait for what the other end says; return what is said in full, None at the end of all."""

@@ -1,6 +1,11 @@
-"""The daemon's end of a worker: starts the process, speaks to it, ends it."""
+"""The daemon's end of a worker: starts the process, speaks to it, ends it.
+
+It never waits for the process, which may wait for Redis itself. What waits for it is bounded: it is
+given a batch when it wants one, and asks for the next when it has that.
+"""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,7 +18,6 @@ from wakeq.bridge import talk
 from wakeq.bridge.talk import Run
 from wakeq.wakeup.loop import Loop
 
-_SEND_SECONDS = 15.0
 _STDERR = 2
 
 
@@ -75,6 +79,9 @@ class Worker:
         self._on_said = on_said
         self._talk: talk.Talk | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        # The loop knows no writing: this is readable for it when the process takes more.
+        self._takes: select.epoll | None = None
+        self._waits = self._finishes = False
 
     @property
     def lives(self) -> bool:
@@ -84,7 +91,6 @@ class Worker:
     def start(self, careful: int = 0) -> None:
         """Start its process; for so many batches it says which message it is at."""
         ours, theirs = socket.socketpair()
-        ours.settimeout(_SEND_SECONDS)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "wakeq.bridge.work", str(theirs.fileno())],
@@ -94,6 +100,8 @@ class Worker:
                 process_group=0,  # so that what it runs can be ended with it
             )
         self._talk = talk.Talk(ours)
+        self._takes = select.epoll()
+        self._takes.register(ours.fileno(), select.EPOLLOUT)
         self._loop.watch(ours.fileno(), self._hear)
         skips = [list(place) for place, count in self.crashes.items()
                  if count >= self._settings["max_crashes"]]  # fmt: skip
@@ -108,10 +116,8 @@ class Worker:
     def say(self, *said: Any) -> None:
         """Say something; if it has ended, that is told as if it had said so, later."""
         assert self._talk is not None
-        try:
-            self._talk.say(*said)
-        except OSError:
-            self.kill()
+        self._talk.put(*said)
+        self._send()
 
     def kill(self) -> None:
         """End its process, and what that runs, at once; that is told later."""
@@ -123,7 +129,8 @@ class Worker:
 
     def finish(self) -> None:
         """Let its process end after what it is at; that is told as the end."""
-        if self._talk is not None:
+        self._finishes = True
+        if self._talk is not None and not self._waits:
             self._talk.finish()
 
     def end(self) -> int:
@@ -131,12 +138,33 @@ class Worker:
         if self._talk is None:
             return 0
         assert self._process is not None
+        assert self._takes is not None
         self._loop.forget(self._talk.fileno())
+        self._loop.forget(self._takes.fileno())
+        self._takes.close()
+        self._waits = False
         self._talk.close()
         self._talk = None
         self.ready = self.wants = False
         self.kill()
         return self._process.wait()
+
+    def _send(self) -> None:
+        """Send what was said, as far as it is taken; the rest when there is room."""
+        assert self._talk is not None
+        assert self._takes is not None
+        try:
+            waits = not self._talk.send()
+        except OSError:
+            self.kill()
+            waits = False
+        if waits and not self._waits:
+            self._loop.watch(self._takes.fileno(), self._send)
+        elif self._waits and not waits:
+            self._loop.forget(self._takes.fileno())
+        self._waits = waits
+        if self._finishes and not waits:
+            self._talk.finish()
 
     def _hear(self) -> None:
         assert self._talk is not None
