@@ -417,7 +417,7 @@ def test_the_programs_are_those_of_the_project(root: Path) -> None:
         module, function = target.split(":")
         lines = (root / "usr/bin" / name).read_text().splitlines()
         call = [f"from {module} import {function}", "", f"sys.exit({function}())"]
-        assert lines == ["#!/usr/bin/python3", "import sys", "", *call]
+        assert lines == ["#!/usr/bin/python3 -P", "import sys", "", *call]
 
 
 def test_the_user_the_folder_and_the_catalog_are_made_from_it(root: Path) -> None:
