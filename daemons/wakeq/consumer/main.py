@@ -1,4 +1,10 @@
 """wakeq-consumer: the executable."""
+# ruff: noqa: E402  (see the first lines)
+
+import gc
+
+# Nothing of what is loaded here is garbage; to look for some takes a twentieth of the start.
+gc.disable()
 
 import os
 
@@ -9,6 +15,9 @@ from wakeq.consumer.consumer import Consumer
 from wakeq.consumer.handler import load
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.service import RUN, Program, Service
+
+gc.freeze()
+gc.enable()
 
 PROGRAM = Program(
     "wakeq-consumer",
