@@ -182,6 +182,25 @@ def test_says_that_memory_is_full_before_redis_cuts_it_off_and_loses_nothing_of_
     assert len(numbers) < 120_000
 
 
+def test_what_lost_connections_have_left_counts_as_memory(host: BridgeHost) -> None:
+    host.configure(lease="1s", memory_mib=1)
+    daemon = host.start()
+    host.wait_begun()
+    (worker,) = workers_of(daemon)
+    with stopped(worker), marks_of(host) as marks:
+        host.burst(10_000)  # some 700 KB
+        wait_until(lambda: unread(host) == 0)
+        (client,) = subscriptions(host)
+        host.redis.client_kill_filter(_id=client)
+        wait_until(lambda: (marks.get_message() or {}).get("type") == "message")
+        assert daemon.count("memory is at its bound") == 0
+        host.burst(10_000, first=10_000)
+        daemon.wait_log("memory is at its bound, reading stands still")
+    host.wait_entries(20_000)
+    assert host.numbers() == list(range(20_000))
+    daemon.wait_log("reading goes on")
+
+
 def test_a_burst_of_more_than_redis_keeps_for_a_subscriber_is_processed_as_a_whole(
     host: BridgeHost,
 ) -> None:

@@ -12,12 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wakeq.bridge import talk
-from wakeq.bridge.channel import channels, describe
+from wakeq.bridge.channel import Channel, channels, describe
+from wakeq.bridge.holder import Holder
+from wakeq.bridge.link import Link
 from wakeq.bridge.maker import Maker, Outcome
 from wakeq.bridge.meter import Meter
+from wakeq.bridge.subscription import Subscription
 from wakeq.bridge.transform import Items, Received, fields
 from wakeq.config import Bridge, Config
 from wakeq.errors import ConfigError, Reject, UsageError
+from wakeq.redis_url import RedisURL
 
 
 class Clock:
@@ -181,6 +185,22 @@ def test_a_careful_maker_tells_each_message_and_skips_those_that_ended_it() -> N
     assert outcome.error == "Crashed: the worker did not survive it"
     assert make(maker, b"a", b"b", number=8).published == 2
     assert len(told) == 2
+
+
+# -- who takes a channel ---------------------------------------------------------------------
+
+
+def test_a_cut_counts_from_when_a_channel_is_held_not_from_its_first_mark() -> None:
+    def subscribe(_key: str) -> Subscription:
+        raise AssertionError
+
+    (channel,) = found = [Channel("news", "clicks", ("",))]
+    url = RedisURL("redis://localhost")
+    holder = Holder(Link(url), found, ("host/clicks", "process"), 5.0, subscribe)
+    assert not holder.disconnect()
+    channel.held = True
+    assert holder.disconnect()
+    assert not holder.disconnect()
 
 
 # -- what is said to workers -----------------------------------------------------------------

@@ -50,6 +50,7 @@ class Crew:
         meter: the messages of the last second.
         handled, published, dead: how many messages were handled, and became how many of the stream
             and of the dead letters.
+        size: how many bytes of messages they have.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Crew:
         self.on_change: Callable[[], None]
         self.meter = Meter()
         self.handled = self.published = self.dead = 0
+        self.size = 0
         self._loop = loop
         self._log = log
         self._supply = supply
@@ -135,6 +137,7 @@ class Crew:
                 self._waiting.popleft()  # it has ended since
                 continue
             self._waiting.popleft()
+            self.size += batch.size
             worker.give(batch)
 
     def finish(self) -> None:
@@ -189,7 +192,7 @@ class Crew:
         if whole:
             worker.at = None
             if worker.batches and worker.batches[0].number == number:
-                worker.batches.popleft()
+                self.size -= worker.batches.popleft().size
             for place in [place for place in worker.crashes if place[0] <= number]:
                 del worker.crashes[place]
         self.handled += received

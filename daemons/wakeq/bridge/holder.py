@@ -131,10 +131,11 @@ class Holder:
 
     def discard(self) -> None:
         """Forget connections that are lost and have no messages left."""
-        self.subscriptions = [
-            s for s in self.subscriptions
-            if not s.empty or any(c.subscription is s for c in self.channels)
-        ]  # fmt: skip
+        current = {channel.subscription for channel in self.channels}
+        for subscription in list(self.subscriptions):
+            if subscription.empty and subscription not in current:
+                self.subscriptions.remove(subscription)
+                subscription.forget()
 
     def ask(self) -> None:
         """Ask for channels, and keep those that this instance holds.

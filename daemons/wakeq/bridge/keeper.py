@@ -18,7 +18,7 @@ from wakeq.bridge.channel import channels
 from wakeq.bridge.crew import Crew, Supplied
 from wakeq.bridge.holder import Holder
 from wakeq.bridge.link import Link
-from wakeq.bridge.reader import SWITCH_SECONDS
+from wakeq.bridge.reader import SWITCH_SECONDS, Memory
 from wakeq.bridge.registrar import Registrar
 from wakeq.bridge.reporter import Reporter
 from wakeq.bridge.subscription import Subscription
@@ -50,6 +50,7 @@ class Keeper:
         self._link = Link(RedisURL(service.common.redis_url))
         self._instance = f"{os.uname().nodename}/{service.name}"
         self._registrar = Registrar(self._link, settings, self._bridge, self._instance)
+        self._memory = Memory(settings.memory_mib * _MIB)
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         identity = (self._instance, self._registrar.process)
         self._holder = Holder(
@@ -159,8 +160,7 @@ class Keeper:
             self._retries.extend(r for r in self._registrar.retries() if r[0] not in known)
 
     def _subscribe(self, key: str) -> Subscription:
-        memory = self._settings.memory_mib * _MIB
-        return Subscription(self._link.url, key, memory, self._bell)
+        return Subscription(self._link.url, key, self._memory, self._bell)
 
     def _clear_bell(self) -> None:
         os.eventfd_read(self._bell)
@@ -169,6 +169,8 @@ class Keeper:
         """See what has come, and give it to the workers."""
         self._crew.pump()
         self._holder.discard()
+        self._memory.handed = self._crew.size
+        self._memory.look()
         current = {c.subscription for c in self._holder.channels if c.subscription is not None}
         for subscription in current:
             if subscription.lost:

@@ -6,8 +6,8 @@ thread of its own takes the bytes into memory as they come, and whoever has time
 needs the interpreter for some microseconds for each 200 KB; the daemon runs no code of its users,
 and nothing in it keeps the interpreter for longer than `SWITCH_SECONDS`.
 
-When so much is in memory as may be, it stands still and says so (`full`): that is before Redis cuts
-the connection, because Redis still has all of its limit.
+When so much is in memory as may be, of all connections together, it stands still and says so
+(`full`): that is before Redis cuts the connection, because Redis still has all of its limit.
 """
 
 import os
@@ -75,12 +75,50 @@ class Line(Connection):
             raise self._lost(error) from None
 
 
+class Memory:
+    """What was received and is not published: how much that is, and how much it may be.
+
+    Args:
+        most: bytes.
+
+    Attributes:
+        readers: all that have something; set by one thread, and never changed.
+        handed: bytes that were taken from them to be published, and are not yet.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.readers: tuple[Reader, ...] = ()
+        self.handed = 0
+        self._most = most
+
+    @property
+    def size(self) -> int:
+        """How many bytes that is."""
+        return self.handed + sum(reader.size for reader in self.readers)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more may be read."""
+        return self.size >= self._most
+
+    @property
+    def has_room(self) -> bool:
+        """Whether who stands still may go on."""
+        return self.size <= self._most * _AGAIN
+
+    def look(self) -> None:
+        """Have readers that stand still go on if there is room."""
+        if any(reader.full for reader in self.readers) and self.has_room:
+            for reader in self.readers:
+                reader.wake()
+
+
 class Reader:
     """The thread that reads one connection; it alone uses it.
 
     Args:
         line: the connection, which is open.
-        memory: stand still when so many bytes are in memory.
+        memory: shared by all readers; it stands still when that is full.
         bell: a file descriptor (eventfd) that is written to when there is something to see.
 
     Attributes:
@@ -89,7 +127,7 @@ class Reader:
         full: it stands still, because so much is in memory as may be.
     """
 
-    def __init__(self, line: Line, memory: int, bell: int) -> None:
+    def __init__(self, line: Line, memory: Memory, bell: int) -> None:
         self.chunks: deque[bytes] = deque()
         self.lost: WakeqError | None = None
         self.full = False
@@ -101,6 +139,7 @@ class Reader:
         self._requests: deque[list[Command]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._ends = False
+        memory.readers += (self,)
         self._thread = threading.Thread(target=self._run, name="wakeq reader", daemon=True)
         self._thread.start()
 
@@ -112,7 +151,10 @@ class Reader:
     def use(self, size: int) -> None:
         """Say that so many bytes more are not needed any longer."""
         self._used += size
-        if self.full and self.size <= self._memory * _AGAIN:
+
+    def wake(self) -> None:
+        """Have it look whether it may go on."""
+        if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
     def ask(self, commands: list[Command]) -> None:
@@ -129,7 +171,12 @@ class Reader:
         self._thread.join()
         os.close(self._wake)
         self._wake = -1
+        self.full = False
         self._line.close()
+
+    def forget(self) -> None:
+        """Count what it has no more."""
+        self._memory.readers = tuple(r for r in self._memory.readers if r is not self)
 
     def _run(self) -> None:
         try:
@@ -153,7 +200,7 @@ class Reader:
                 os.eventfd_read(self._wake)
                 while self._requests:
                     line.put(self._requests.popleft())
-                if self.full and self.size <= self._memory * _AGAIN:
+                if self.full and self._memory.has_room:
                     self.full = False
                     poll.register(descriptor, select.POLLIN)
             if descriptor not in events or self.full:
@@ -163,7 +210,7 @@ class Reader:
                 self._read += size
                 if len(chunks) == 1:
                     os.eventfd_write(self._bell, 1)
-                if self.size >= self._memory:
+                if self._memory.is_full:
                     self.full = True
                     poll.unregister(descriptor)
                     os.eventfd_write(self._bell, 1)

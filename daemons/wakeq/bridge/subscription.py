@@ -11,7 +11,7 @@ from typing import Any
 import hiredis
 
 from wakeq import keys
-from wakeq.bridge.reader import Line, Reader
+from wakeq.bridge.reader import Line, Memory, Reader
 from wakeq.bridge.talk import Run
 from wakeq.errors import WakeqError
 from wakeq.redis_url import RedisURL
@@ -29,7 +29,7 @@ class Subscription:
     Args:
         url: the Redis.
         key: in the slot whose server is meant, on Cluster.
-        memory: how many bytes it may have in memory.
+        memory: what all have in memory.
         bell: a file descriptor (eventfd) that is written to when there is something to see.
 
     Attributes:
@@ -39,7 +39,7 @@ class Subscription:
         dropped: how many were.
     """
 
-    def __init__(self, url: RedisURL, key: str, memory: int, bell: int) -> None:
+    def __init__(self, url: RedisURL, key: str, memory: Memory, bell: int) -> None:
         self.on_mark: Callable[[bytes, bytes], None]
         self.on_reply: Callable[[list[Any]], None]
         self.ours: set[bytes] = set()
@@ -96,6 +96,10 @@ class Subscription:
     def close(self) -> None:
         """End the connection; what was read may still be taken."""
         self._reader.close()
+
+    def forget(self) -> None:
+        """Count what was read no more."""
+        self._reader.forget()
 
     def take(self, most: int, most_bytes: int) -> list[Run]:
         """Return messages that were read, not many more than so many or so many bytes.

@@ -29,15 +29,17 @@ class Batch:
         runs: the messages.
         entry: of a dead letter that is tried again, its id among those; else empty.
         count: how many they are.
+        size: how many bytes.
     """
 
-    __slots__ = ("count", "entry", "number", "runs")
+    __slots__ = ("count", "entry", "number", "runs", "size")
 
     def __init__(self, number: int, runs: list[Run], entry: bytes) -> None:
         self.number = number
         self.runs = runs
         self.entry = entry
         self.count = sum(len(bodies) for _, bodies in runs)
+        self.size = sum(sum(map(len, bodies)) for _, bodies in runs)
 
 
 class Worker:
