@@ -164,6 +164,46 @@ def test_a_program_that_takes_too_long_is_killed_with_all_it_started(host: Bridg
     assert host.dead()[0][b"wakeq.error"] == b"TimedOut: took longer than timeout allows"
 
 
+def test_waits_for_a_program_not_for_what_it_leaves_running(host: BridgeHost) -> None:
+    pid = host.app_dir / "left"
+    script = f"read body; echo $body; echo a note >&2; sleep 60 & echo $! >{pid}\n"
+    host.configure(exec_=[host.program(script)])
+    daemon = host.start()
+    host.wait_begun()
+    host.publish("one\n")
+    try:
+        (entry,) = host.wait_entries(1)
+        assert entry[b"body"] == b"one"
+        daemon.wait_log("a note")
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1_000_000])
+def test_a_program_reads_as_much_of_the_message_as_it_likes(host: BridgeHost, size: int) -> None:
+    host.configure(exec_=[host.program(f"head -c {size} | wc -c; head -c 300000 /dev/zero >&2\n")])
+    host.start()
+    host.wait_begun()
+    host.publish("x" * 1_000_000)
+    (entry,) = host.wait_entries(1)
+    assert int(entry[b"body"]) == size
+
+
+def test_a_program_ends_with_its_worker(host: BridgeHost) -> None:
+    pid = host.app_dir / "pid"
+    script = f"[ -e {pid} ] && exit; echo $$ >{pid}.new; mv {pid}.new {pid}; exec sleep 60\n"
+    host.configure(exec_=[host.program(script)])
+    daemon = host.start()
+    host.wait_begun()
+    host.publish("one\n")
+    wait_until(pid.exists)
+    os.kill(workers_of(daemon)[0], signal.SIGKILL)
+    daemon.wait_log("a worker ended, starting another one")
+    program = Path(f"/proc/{pid.read_text().strip()}/exe")
+    wait_until(lambda: not program.exists(), 10, "the program has ended")
+    wait_until(lambda: host.stats().get("handled") == 1)
+
+
 def test_a_program_that_is_not_there_is_a_wrong_configuration(host: BridgeHost) -> None:
     host.configure(exec_=["/nowhere/shop"])
     daemon = host.launch()

@@ -6,8 +6,10 @@ among it, is for who calls it.
 
 import inspect
 import os
+import select
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from json.decoder import JSONDecoder, scanstring  # type: ignore[attr-defined]  # undocumented
@@ -15,10 +17,11 @@ from typing import Any
 
 from wakeq.config import Bridge, Consumer
 from wakeq.consumer.handler import find
-from wakeq.consumer.program import Runner, judge
+from wakeq.consumer.program import Runner, in_memory, judge
 from wakeq.errors import ConfigError, TimedOut
 from wakeq.journal import Log
 from wakeq.message import BODY, OWN_PREFIX, Message, encode
+from wakeq.worker import tied
 
 Items = list[bytes]  # field, value, field, value …
 Transform = Callable[["Received"], Iterable[Items]]
@@ -26,6 +29,7 @@ Transform = Callable[["Received"], Iterable[Items]]
 # Lua passes no more than 8000 arguments on; some are for what is added.
 _MOST_FIELDS = 3900
 _NO_ID = b"0-0"
+_READ_BYTES = 65536
 _BLANK = " \t\r\n"
 # What json.loads calls, and says where the value ends; a third of the time of json.loads.
 _decoder: Any = JSONDecoder()
@@ -214,16 +218,67 @@ def _program(argv: list[str], timeout: float, where: str) -> Transform:
 def _run(
     argv: list[str], body: bytes, environment: dict[bytes, bytes], timeout: float
 ) -> tuple[int, bytes, bytes]:
-    with subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment, process_group=0,
-    ) as process:  # fmt: skip
+    """Run a program; return its exit code, and what it printed on stdout and stderr.
+
+    Raises:
+        TimedOut: it took longer, and was killed with all that it started.
+    """
+    stdin = in_memory(body)
+    try:
+        process = subprocess.Popen(
+            argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+            process_group=0, preexec_fn=tied(),  # noqa: PLW1509  (a worker has one thread)
+        )  # fmt: skip
+    finally:
+        os.close(stdin)
+    with process:
         try:
-            said, errors = process.communicate(body, timeout or None)
-        except subprocess.TimeoutExpired:
-            raise TimedOut from None
+            said, errors = _listen(process, timeout)
         finally:
             # With all that it has started: until it is waited for, the group is nobody else's.
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, said, errors
+
+
+def _listen(process: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes]:
+    """Return what a program prints until it ends; what it left running may have its pipes still."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    poll = select.poll()
+    for output in said:
+        os.set_blocking(output, False)
+        poll.register(output, select.POLLIN)
+    ended = os.pidfd_open(process.pid)
+    poll.register(ended, select.POLLIN)
+    deadline = time.monotonic() + timeout
+    try:
+        events: dict[int, int] = {}
+        while ended not in events:
+            wait = (deadline - time.monotonic()) * 1000 if timeout else None
+            if wait is not None and wait <= 0:
+                raise TimedOut
+            events = dict(poll.poll(wait))
+            for output in events.keys() & said.keys():
+                if _read_all(output, said[output]):
+                    poll.unregister(output)
+    finally:
+        os.close(ended)
+    process.wait()
+    for output, text in said.items():
+        _read_all(output, text)
+    first, second = said.values()
+    return bytes(first), bytes(second)
+
+
+def _read_all(output: int, said: bytearray) -> bool:
+    """Take what there is; tell whether that was the end."""
+    while True:
+        try:
+            chunk = os.read(output, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            return True
+        said += chunk

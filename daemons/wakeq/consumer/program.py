@@ -79,10 +79,8 @@ class Runner:
             ProgramFailed: it exited with another code, or by a signal.
             TimedOut: it took longer than `timeout`; it was terminated, then killed.
         """
-        body = os.memfd_create("wakeq-body", os.MFD_CLOEXEC)
+        body = in_memory(message.body)
         try:
-            _write_all(body, message.body)
-            os.lseek(body, 0, os.SEEK_SET)
             environment = self.environment(message)
             with self._lock:  # nothing is started unknown to `kill_all`
                 process = subprocess.Popen(
@@ -237,7 +235,15 @@ def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
         pass  # it has ended in the meantime
 
 
-def _write_all(fd: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
+def in_memory(body: bytes) -> int:
+    """Return a file in memory with a body, to be closed."""
+    file = os.memfd_create("wakeq-body", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(body)
+        while view:
+            view = view[os.write(file, view) :]
+        os.lseek(file, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
