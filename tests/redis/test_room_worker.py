@@ -349,6 +349,18 @@ def test_what_is_out_of_band_is_not_repeated_when_a_client_is_taken_over(
         assert (first.of("a"), second.of("a")) == (["1"], ["2"])
 
 
+def test_nothing_is_left_of_the_name_of_a_worker_that_has_ended(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    with kind(seen, redis.url) as worker:
+        rooms.subscribe("r", "a", worker.name)
+        rooms.send("r", "1")
+        seen.wait(1)
+        assert redis.client().exists(keys.worker_rooms(worker.name))
+    assert not redis.client().exists(keys.worker_rooms(worker.name))
+
+
 def test_what_all_have_done_leaves_the_log(
     kind: Any, rooms: FanoutClient, redis: RedisServer
 ) -> None:
@@ -818,8 +830,10 @@ def test_what_is_no_message_is_counted_and_passed_over(
     with kind(seen, redis.url) as worker:
         worker.subscribe("r", "a")
         wait_until(lambda: redis.client().hexists(keys.room("r")[6], worker.name))
-        redis.client().xadd(keys.room("r")[7], {"r": 0, "m": "what somebody else wrote"}, id="1-0")
-        redis.client().hset(keys.room("r")[0], "logged", 1)
+        written = redis.client().pipeline()
+        written.xadd(keys.room("r")[7], {"r": 0, "m": "what somebody else wrote"}, id="1-0")
+        written.hset(keys.room("r")[0], "logged", 1)
+        written.execute()
         rooms.send_out_of_band("r", "fine")
         seen.wait(1)
         assert worker.metrics().invalid == 1

@@ -430,6 +430,27 @@ def test_a_backlog_waits_for_the_slowest_of_the_async_clients(
     assert (metrics.backlog, metrics.missed) == (0, 0)
 
 
+def test_what_comes_after_a_promotion_that_lost_the_last_steps_is_read(
+    rooms: FanoutClient, redis: RedisServer
+) -> None:
+    reader = Reader(redis, "w")
+    rooms.subscribe("r", "a", "w")
+    for text in "123":
+        rooms.send_out_of_band("r", text)
+    old = {key: redis.client().dump(key) for key in keys.room("r")}
+    for text in "456":
+        rooms.send_out_of_band("r", text)
+    reader.read_all()
+    for key, value in old.items():
+        redis.client().delete(key)
+        if value is not None:
+            redis.client().restore(key, 0, value)
+    rooms.send_out_of_band("r", "7")
+    reader.read_all()
+    assert reader.seen == [*"123456", *"1237"]
+    assert rooms.room_metrics("r").missed == 0
+
+
 def test_an_observer_holds_up_nobody_and_what_it_misses_is_counted(
     rooms: FanoutClient, redis: RedisServer
 ) -> None:

@@ -247,6 +247,10 @@ class AsyncFanoutWorker:
         with contextlib.suppress(WakeqError):
             for request in self._office.farewell():
                 await self._drive(call(self._servers, request, tries=1))
+            if self._office.is_alone:
+                # Nobody has this name again; a FanoutClient may have subscribed clients for it.
+                key = keys.worker_rooms(self.name)
+                await self._drive(call(self._servers, Request(key, ("DEL", key)), tries=1))
         self._line.close()
         await self._servers.aclose()
 

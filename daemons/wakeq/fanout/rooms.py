@@ -60,7 +60,7 @@ What each failure does:
 - Redis is lost: everybody tries again. Restarted with what it had: deadlines have passed meanwhile,
   so clients may be timed out, and hear it. Restarted empty: all hear that they are not subscribed.
 - A replica is promoted that lacks the last steps: what was acknowledged is outstanding again;
-  workers see that they have done it, and say so once more.
+  workers see that they have done it, and say so once more. What was out of band may be seen again.
 - Redis is out of memory: sending and joining are refused, rounds in flight go on.
 - The last client leaves: what waits is kept, without any time limit, or dropped if the last one who
   subscribed asked for that (`backlog="drop"`). The counters are kept for a day.

@@ -217,6 +217,10 @@ class FanoutWorker:
             # Others do not wait for a time-out, for its clients or its rooms.
             for request in self._office.farewell():
                 drive(self._servers, call(self._servers, request, tries=1))
+            if self._office.is_alone:
+                # Nobody has this name again; a FanoutClient may have subscribed clients for it.
+                key = keys.worker_rooms(self.name)
+                self._servers.call(key, "DEL", key)
         self._servers.close()
         self._listener.close()
 

@@ -11,7 +11,12 @@
 -- Atomic because what all workers have done is removed, and nothing else but what is too old.
 local known = caller ~= '' and worker_of(caller)
 local is_here = known and known[4] == process
-local done = tonumber(ARGV[6]) or -1
+local after, done = tonumber(ARGV[5]), tonumber(ARGV[6]) or -1
+if (after or 0) > tonumber(call('HGET', state, 'logged') or '0') then
+  -- The server that it has read this from is gone, and with it the last numbers: the same ones are
+  -- given again, to others.
+  after, done = nil, -1
+end
 if is_here and known[8] == 0 then
   known[8] = 1
   call('HSET', workers, caller, cmsgpack.pack(known))
@@ -31,7 +36,7 @@ finish()
 if not is_here then
   return {-1, now_us, 0, {}}
 end
-local after = ARGV[5] == '' and known[3] or tonumber(ARGV[5])
+after = after or known[3]
 local entries, bytes, from = {}, 0, after
 while #entries < 300 and bytes < 1048576 do
   local some = call('XRANGE', log, whole(from + 1) .. '-0', '+', 'COUNT', bytes == 0 and 1 or 10)
