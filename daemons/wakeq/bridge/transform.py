@@ -55,7 +55,8 @@ def fields(body: bytes) -> Items:
     """Return the fields that a message has by default.
 
     Those of a JSON object: text as it is, anything else in the very words of the message, so that
-    no number loses a digit. What is no object, or cannot be fields, is the field `body`.
+    no number loses a digit. Of a name that stands there twice, the last value counts. What is no
+    object, or cannot be fields, is the field `body`.
     """
     try:
         text = body.decode()
@@ -71,9 +72,9 @@ def fields(body: bytes) -> Items:
         for name, value in found.items():
             if type(value) is str:
                 items += (name.encode(), value.encode())
-            elif type(value) is int:
+            elif type(value) is int and (value or b"-0" not in body):
                 items += (name.encode(), b"%d" % value)
-            elif value is None or type(value) is bool:
+            elif type(value) is bool or value is None:
                 items += (name.encode(), _WORDS[value])
             else:
                 items = _literally(body.decode())
