@@ -170,6 +170,26 @@ def test_reads_nothing_from_redis_all_the_time_when_there_is_nothing(
     assert sum(map(int, status.read_text().rpartition(")")[2].split()[11:13])) - cpu <= 2
 
 
+def first_read(host: ConsumerHost) -> str:
+    """Return the first command by which a consumer asks for messages."""
+    with host.redis.monitor() as monitor:
+        consumer = host.start()
+        commands = (each["command"] for each in monitor.listen())
+        command = next(c for c in commands if c.upper().startswith("XREADGROUP"))
+    assert consumer.stop() == 0
+    return str(command)
+
+
+def test_asks_for_its_own_pending_messages_first_if_there_are_any(host: ConsumerHost) -> None:
+    host.publish("a", "b")
+    new = first_read(host)
+    assert (new.split()[-2:], "BLOCK" in new) == ([">", ">"], False)
+    host.redis.xadd("orders", {"body": "c"})
+    name = f"{os.uname().nodename}/orders"
+    assert host.redis.xreadgroup("orders", name, {"orders": ">"}, count=1)
+    assert first_read(host).split()[-2:] == ["0", "0"]
+
+
 # -- stopping -----------------------------------------------------------------------------------
 
 

@@ -375,8 +375,8 @@ class Consumer:
             self._on_down()
             self.link.reconnect()
 
-    def _on_up(self, paused: bool) -> None:
-        self.reader.restart()
+    def _on_up(self, paused: bool, has_pending: bool) -> None:
+        self.reader.restart(has_pending)
         self.reader.paused = paused
         self.owner.restart()
         self.resumer.ask(self.link)

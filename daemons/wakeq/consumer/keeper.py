@@ -8,7 +8,7 @@ time. After a longer pause (a stopped process, a suspended machine) it first ask
 gives up what is no longer its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from wakeq.consumer import process
@@ -17,7 +17,7 @@ from wakeq.consumer.hand import Hand, Member
 from wakeq.errors import BusyError
 from wakeq.message import Message
 from wakeq.scripts import Script
-from wakeq.wire import Argument, Connection, Reply, ServerError
+from wakeq.wire import Argument, Command, Connection, Reply, ServerError
 
 LIFETIME_SECONDS = 30.0
 _BATCH = 500
@@ -50,21 +50,30 @@ class Keeper:
         self._leave = Script("leave")
         self._set_idle = Script("set_idle")
 
-    def join(self, connection: Connection) -> None:
+    def join(self, connection: Connection, then: Sequence[Command] = ()) -> list[Reply]:
         """Take the name, over a connection with nothing outstanding.
+
+        Args:
+            connection: to Redis.
+            then: goes in the same send, and is carried out even if the name is not free.
+
+        Returns the replies to `then`.
 
         Raises:
             BusyError: another process has it.
         """
-        dead = ""
+        names = [self._member.alive]
         asked_at = monotonic()
-        while holder := self._join.call(
-            connection, [self._member.alive], self._join_arguments(dead)
-        ).decode():
+        join = self._join.whole(names, self._join_arguments(""))
+        reply, *replies = connection.call_many([join, *then])
+        if isinstance(reply, ServerError):
+            raise reply
+        while holder := reply.decode():
             if not process.is_gone(holder):
                 raise self._busy(holder)
-            dead = holder
+            reply = self._join.call(connection, names, self._join_arguments(holder))
         self._note_kept(asked_at)
+        return replies
 
     @property
     def is_sure(self) -> bool:

@@ -41,7 +41,8 @@ class Link:
 
     Attributes:
         position: returns up to where the stream was handled, empty if not known.
-        on_up: called after each connect, with whether the stream is paused.
+        on_up: called after each connect, with whether the stream is paused, and whether this
+            consumer has messages pending.
         on_down: called when what is under way will not be answered.
         reconnect_at: when to try again, while the link is down.
         steady_at: when a link that stands will count as found again; infinite if it does already,
@@ -58,7 +59,7 @@ class Link:
         report: Reporter,
     ) -> None:
         self.position: Callable[[], bytes]
-        self.on_up: Callable[[bool], None]
+        self.on_up: Callable[[bool, bool], None]
         self.on_down: Callable[[], None]
         self.reconnect_at = self.steady_at = float("inf")
         self._service = service
@@ -169,13 +170,24 @@ class Link:
         member = self._member
         position = self.position()
         try:
-            self._keeper.join(connection)
-            failpoint.hit("after_join")
-            made, paused = self._ensure_group.call(
+            # In one send: a round trip takes the time of another process's turn, too.
+            ensured, *pending = self._keeper.join(
                 connection,
-                [*member.sources, member.stats, member.paused],
-                [member.group, self._start, position],
+                [
+                    self._ensure_group.whole(
+                        [*member.sources, member.stats, member.paused],
+                        [member.group, self._start, position],
+                    ),
+                    *(
+                        ("XPENDING", source, member.group, "-", "+", 1, member.consumer)
+                        for source in member.sources
+                    ),
+                ],
             )
+            failpoint.hit("after_join")
+            if isinstance(ensured, ServerError):
+                raise ensured
+            made, paused = ensured
             failpoint.hit("after_group")
         except ServerError as error:
             connection.close()
@@ -187,7 +199,8 @@ class Link:
             self._report.group_made_again(made.decode())
         if not self._is_registered:
             self.reading.ask(self._sign_up, self._take_sign_up)
-        self.on_up(bool(paused))
+        # An error is one of rights, with which the messages may be read all the same.
+        self.on_up(bool(paused), any(pending))
         if paused:
             self._report.ready()  # nothing will be read, which else says so
 

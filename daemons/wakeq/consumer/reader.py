@@ -1,7 +1,7 @@
 """Reading: which messages to ask Redis for, and how many.
 
-After each connect the consumer's own pending messages come first: those of a process that was
-killed, and those of a reply that was lost. Only then are new ones read.
+After each connect the consumer's own pending messages come first, if there are any: those of a
+process that was killed, and those of a reply that was lost. Only then are new ones read.
 """
 
 from collections.abc import Callable, Collection
@@ -91,6 +91,7 @@ class Reader:
         self.on_paused: Callable[[], None]
         self._member = member
         self._hand = hand
+        self._is_first = True
         self._cursors = [b"0", b"0"]
         self._full = False
         self._asked = 0
@@ -100,10 +101,12 @@ class Reader:
             self._read = Script("read", fenced=True)
         self._head = ("XREADGROUP", "GROUP", member.group, member.consumer, "COUNT")
 
-    def restart(self) -> None:
+    def restart(self, has_pending: bool = True) -> None:
         """Begin with the own pending messages, over a new connection."""
         self.waiting = False
-        self.recovering = True
+        # An owner may have taken over what others had by the time that it reads.
+        self.recovering = has_pending or self._member.is_fenced
+        self._is_first = True
         self._cursors = [b"0", b"0"]
         self._bytes_before = 0
 
@@ -118,6 +121,9 @@ class Reader:
             block_ms = 0
         else:
             where = (">", ">")
+            if self._is_first:
+                block_ms = 0  # its reply says that messages can be read
+        self._is_first = False
         block = ("BLOCK", block_ms) if block_ms else ()
         self._look(channel)
         if self._member.is_fenced:
