@@ -13,25 +13,17 @@ from itertools import combinations
 
 from wakeq import toml
 from wakeq.errors import ConfigError, UsageError
-from wakeq.sections import (
-    TABLES,
-    Bridge,
-    Common,
-    Consumer,
-    Delay,
-    Fanout,
-    Leader,
-    Node,
-    Place,
-    Trim,
-    Wakeup,
-)
+from wakeq.first_sections import TABLE_NAMES, Common, Consumer, Place
 from wakeq.settings import Section, Setting, Wrong, nearest
 
 TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
 if TYPE_CHECKING:
     from typing import Any
 
+    from wakeq.sections import TABLES, Bridge, Delay, Fanout, Leader, Node, Trim, Wakeup
+
+# Loaded when one of them is asked for: a consumer does without.
+_LATER = ("TABLES", "Bridge", "Delay", "Fanout", "Leader", "Node", "Trim", "Wakeup")
 
 __all__ = ["TABLES", "Bridge", "Common", "Config", "Consumer", "Delay", "Leader", "Node", "Place"]
 __all__ += ["Fanout", "Trim", "Wakeup", "instance_base", "read_file"]
@@ -101,12 +93,14 @@ class Config:
         """Return what wakeq.toml says for all."""
         section = Common()
         path = self._main_path()
-        self._apply(section, self._main_file(), path, skip=TABLES)
+        self._apply(section, self._main_file(), path, skip=TABLE_NAMES)
         self._overlay(section)
         return section
 
     def wakeup(self) -> Wakeup:
         """Return the settings of wakeq-wakeup."""
+        from wakeq.sections import Wakeup
+
         section = Wakeup()
         self._apply_table(section, "wakeup")
         self._overlay(section)
@@ -118,6 +112,8 @@ class Config:
         Raises:
             ConfigError: a setting is wrong, or there are two repairs.
         """
+        from wakeq.sections import Delay
+
         section = Delay()
         self._apply_table(section, "delay")
         self._overlay(section)
@@ -130,6 +126,8 @@ class Config:
 
     def leader(self) -> Leader:
         """Return the settings of wakeq-leader."""
+        from wakeq.sections import Leader
+
         section = Leader()
         self._apply_table(section, "leader")
         self._overlay(section)
@@ -137,6 +135,8 @@ class Config:
 
     def fanout(self) -> Fanout:
         """Return the settings of wakeq-fanout."""
+        from wakeq.sections import Fanout
+
         section = Fanout()
         self._apply_table(section, "fanout")
         self._overlay(section)
@@ -148,6 +148,8 @@ class Config:
         Raises:
             ConfigError: a setting is wrong, or they contradict each other.
         """
+        from wakeq.sections import Trim
+
         section = Trim()
         self._apply_table(section, "trim")
         self._overlay(section)
@@ -196,6 +198,8 @@ class Config:
         Raises:
             ConfigError: a setting is wrong, or two contradict each other.
         """
+        from wakeq.sections import Node
+
         base = instance_base(name)
         section = Node()
         self._apply_table(section, "node")
@@ -223,6 +227,8 @@ class Config:
         Raises:
             ConfigError: a setting is wrong, or there is not one source exactly.
         """
+        from wakeq.sections import Bridge
+
         base = instance_base(name)
         section = Bridge()
         self._apply_table(section, "bridge")
@@ -304,3 +310,11 @@ def _set(section: Section, setting: Setting, read: Any, value: object, where: st
         setattr(section, setting.name, read(value))
     except Wrong as wrong:
         raise ConfigError(f"{where} {wrong}") from None
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'wakeq.config' has no attribute {name!r}")
+    from wakeq import sections
+
+    return getattr(sections, name)

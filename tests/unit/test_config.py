@@ -9,8 +9,19 @@ from typing import Any
 import pytest
 
 from wakeq.backoff import Growth
-from wakeq.config import Common, Config, Consumer, Node, Place, Wakeup, instance_base, read_file
+from wakeq.config import (
+    TABLES,
+    Common,
+    Config,
+    Consumer,
+    Node,
+    Place,
+    Wakeup,
+    instance_base,
+    read_file,
+)
 from wakeq.errors import ConfigError, UsageError
+from wakeq.first_sections import TABLE_NAMES
 
 
 @pytest.fixture
@@ -258,3 +269,7 @@ def test_two_options_that_contradict_each_other_are_refused(etc: Path) -> None:
     options = {"interval": "1s", "calendar": "hourly"}
     with pytest.raises(ConfigError, match="environment and options: has both"):
         config(etc, options, own=Node).node("clock")
+
+
+def test_the_names_of_the_tables_are_those_of_the_sections() -> None:
+    assert set(TABLE_NAMES) == set(TABLES)
