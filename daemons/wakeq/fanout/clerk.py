@@ -38,6 +38,7 @@ class Clerk:
         self._gateway = gateway
         self._link = link
         self._limits = limits
+        self._last_ack: tuple[bytes, Asked] | None = None
         self._operations: dict[str, Callable[[Peer, object, dict[str, Any]], None]] = {
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
@@ -72,7 +73,7 @@ class Clerk:
             if line is None:
                 most = f"the line is longer than {self._limits.line:,} bytes"
                 raise BadRequest("too-long", most)
-            asked = protocol.read(line)
+            asked = self._read(line)
         except BadRequest as error:
             self._door.put(peer, refused(error.ref, error.code, str(error)))
             return
@@ -80,6 +81,15 @@ class Clerk:
             self._carry_out(peer, asked)
         except (TypeError, ValueError, RecursionError, RoomError) as error:
             self._refuse(peer, asked.ref, error)
+
+    def _read(self, line: bytes) -> Asked:
+        # Those who acknowledge the same message say it in the same words, in all likelihood.
+        if self._last_ack is not None and self._last_ack[0] == line:
+            return self._last_ack[1]
+        asked = protocol.read(line)
+        if asked.op == "ack":
+            self._last_ack = line, asked
+        return asked
 
     def _carry_out(self, peer: Peer, asked: Asked) -> None:
         room = asked.fields.get("room")
@@ -257,6 +267,8 @@ class Clerk:
 
 
 def _is_small(ref: object) -> bool:
+    if ref is None:
+        return True
     if isinstance(ref, str):
         return len(ref) <= _REF_MOST
     return not isinstance(ref, list | dict) or len(protocol.as_json(ref)) <= _REF_MOST

@@ -1,6 +1,7 @@
 """What a worker hands out, to whom, and what it asks Redis."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from wakeq.fanout.records import Queued
@@ -62,6 +63,36 @@ class RoomMessage:
     def on_ack(self, callback: Callable[[], None]) -> None:
         """Have somebody told of `ack`."""
         self._ack = callback
+
+
+class Handout:
+    """A message of a round for some clients, who get it one by one or all at once.
+
+    Attributes:
+        clients: those that have not got it yet.
+        attempt, latency: as those of RoomMessage.
+    """
+
+    __slots__ = ("attempt", "clients", "latency", "message")
+
+    def __init__(
+        self, message: Queued, clients: Iterable[str], latency: float, attempt: int = 1
+    ) -> None:
+        self.message = message
+        self.clients = deque(clients)
+        self.latency = latency
+        self.attempt = attempt
+
+    def keep(self, wanted: Container[str]) -> bool:
+        """Leave out who is not among some; tell whether anybody is left."""
+        self.clients = deque(client for client in self.clients if client in wanted)
+        return bool(self.clients)
+
+    def next(self, room: str) -> RoomMessage:
+        """Return it for the next client."""
+        found = RoomMessage(room, self.clients.popleft(), self.message, False, True)
+        found.latency, found.attempt = self.latency, self.attempt
+        return found
 
 
 class Seat:

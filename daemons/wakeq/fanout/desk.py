@@ -8,12 +8,12 @@ handler of a round; each of them is for one caller at a time.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from math import inf
 from typing import Any
 
 from wakeq.backoff import Growth
-from wakeq.fanout.delivery import Ask, RoomMessage, Seat
+from wakeq.fanout.delivery import Ask, Handout, RoomMessage, Seat
 from wakeq.fanout.records import Queued, read_message
 from wakeq.fanout.rooms import CLIENTS_MOST, failures
 from wakeq.fanout.tally import Tally
@@ -56,7 +56,7 @@ class Desk:
         self._read: int | None = None
         self._done: int | None = None
         self._told_done: int | None = None
-        self._todo: deque[RoomMessage] = deque()
+        self._todo: deque[Handout] = deque()
         self._log_todo: deque[tuple[int, RoomMessage]] = deque()
         self._acks: dict[str, dict[str, None]] = {}  # the clients of each id, in order
         self._acks_since = 0.0
@@ -95,8 +95,23 @@ class Desk:
 
     def next_step(self) -> Ask | RoomMessage | None:
         """Return what to do next for the rounds."""
-        waited = self._acks and time.monotonic() - self._acks_since >= _LATE_SECONDS
-        if self._acks and (waited or not self._todo):
+        if not self._todo or self._acks_are_late:
+            return self._next_ask()
+        found = self._todo[0].next(self.room)
+        if not self._todo[0].clients:
+            self._todo.popleft()
+        return found
+
+    def next_steps(self) -> Ask | Handout | None:
+        """Return what to do next for the rounds, for who hands a message out to all at once."""
+        return self._todo.popleft() if self._todo else self._next_ask()
+
+    @property
+    def _acks_are_late(self) -> bool:
+        return bool(self._acks) and time.monotonic() - self._acks_since >= _LATE_SECONDS
+
+    def _next_ask(self) -> Ask | None:
+        if self._acks:
             message_id = next(iter(self._acks))
             clients = list(self._acks.pop(message_id))
             if rest := clients[CLIENTS_MOST:]:
@@ -104,8 +119,6 @@ class Desk:
             ask = Ask("ack", message_id, clients[:CLIENTS_MOST])
             self._asked.append(ask)
             return ask
-        if self._todo:
-            return self._todo.popleft()
         if self._wants_look:
             self._wants_look = False
             names = [client for client, seat in self.seats.items() if seat.mode == "sync"]
@@ -182,7 +195,7 @@ class Desk:
         self._leaving.add(client)
         self._edits += 1
         self.seats.pop(client, None)
-        self._todo = deque(each for each in self._todo if each.client != client)
+        self._hand_out_only_to(self.seats)
 
     def end_leave(self, client: str) -> None:
         """Believe again what Redis says of a client; it has left."""
@@ -213,14 +226,13 @@ class Desk:
         if logged != self._logged:
             self._logged, self._wants_read = logged, True
         if raw and (message := self._message(raw)):
-            for name in waiting:
-                self._hand_out(name.decode(), message, reply[10])
+            self._hand_out([name.decode() for name in waiting], message, reply[10])
 
     def _let_go(self) -> None:
         """Begin nothing that another process is given now."""
         self.is_ours = False
-        for each in self._todo:
-            if seat := self.seats.get(each.client):
+        for client in [client for each in self._todo for client in each.clients]:
+            if seat := self.seats.get(client):
                 seat.in_hand = ""
         self._todo.clear()
         self._log_todo.clear()
@@ -239,7 +251,7 @@ class Desk:
             self.ejected.append((client, self._reasons.get(client, "")))
         self._reasons.clear()
         self.seats = found
-        self._todo = deque(each for each in self._todo if each.client in found)
+        self._hand_out_only_to(found)
 
     def take_ack(
         self, ask: Ask, reply: Sequence[Any], repeated: bool = False
@@ -251,8 +263,8 @@ class Desk:
         failed, version, rounds, logged, late, raw, now_us = reply
         self._has_reply(ask)
         found = self.take_failures(failed) if failed else []
-        known = {"doubled", "not-outstanding"} if repeated else {"doubled"}
-        in_vain = {client for client, code in found if code not in known}
+        known = ("doubled", "not-outstanding") if repeated else ("doubled",)
+        in_vain = [client for client, code in found if code not in known]
         for client in ask.clients:
             if seat := self.seats.get(client):
                 if client not in in_vain:
@@ -263,9 +275,9 @@ class Desk:
         if raw and version == self.version and self.is_ours:
             self._round = rounds
             if message := self._message(raw):
-                for client, seat in self.seats.items():
-                    if seat.mode == "sync" and seat.joined < rounds:
-                        self._hand_out(client, message, now_us)
+                some = self.seats.items()
+                waiting = [c for c, s in some if s.joined < rounds and s.mode == "sync"]
+                self._hand_out(waiting, message, now_us)
         self.hear(rounds, logged, late, version)
         return found
 
@@ -315,19 +327,25 @@ class Desk:
                 each.latency = self._tally.receive(now_us, message)
                 self._log_todo.append((number, each))
 
-    def _hand_out(self, client: str, message: Queued, now_us: int) -> None:
-        seat = self.seats.get(client)
-        if client in self._leaving:
-            return
-        if seat is None:
-            self.version, self._wants_look = -1, True
-        elif seat.acked == message.id:
-            self.acknowledge(client, message.id)  # the first one was lost, with who had it
-        elif seat.in_hand != message.id:
-            seat.in_hand = message.id
-            each = RoomMessage(self.room, client, message, False, True)
-            each.latency = self._tally.receive(now_us, message)
-            self._todo.append(each)
+    def _hand_out(self, clients: Iterable[str], message: Queued, now_us: int) -> None:
+        given = []
+        for client in clients:
+            seat = self.seats.get(client)
+            if client in self._leaving:
+                continue
+            if seat is None:
+                self.version, self._wants_look = -1, True
+            elif seat.acked == message.id:
+                self.acknowledge(client, message.id)  # the first one was lost, with who had it
+            elif seat.in_hand != message.id:
+                seat.in_hand = message.id
+                given.append(client)
+        if given:
+            latency = self._tally.receive(now_us, message, len(given))
+            self._todo.append(Handout(message, given, latency))
+
+    def _hand_out_only_to(self, clients: Container[str]) -> None:
+        self._todo = deque(each for each in self._todo if each.keep(clients))
 
     def _message(self, raw: bytes) -> Queued | None:
         try:
@@ -375,4 +393,5 @@ class Desk:
         seat = self.seats.get(message.client)
         if seat is not None and seat.in_hand == message.id:
             message.attempt += 1
-            self._todo.append(message)
+            some = Handout(message.message, [message.client], message.latency, message.attempt)
+            self._todo.append(some)

@@ -124,8 +124,13 @@ class Door:
             if events & ~_READS:
                 self._unsent.add(peer)
             if peer.wants_more:
-                peer.receive()
-                self.pump(peer)
+                line = None if peer.busy or self._quiet else peer.receive_line()
+                if line is None:
+                    self.pump(peer)
+                    continue
+                self.host.take(peer, line)
+                if peer.is_odd:
+                    self._pumped.add(peer)
 
     def _accept(self, fd: int) -> None:
         for listener in self._listeners:
@@ -170,7 +175,7 @@ class Door:
 
     def deliver(self, peer: Peer, line: bytes) -> None:
         """Have a message sent to a connection; one that has fallen too far behind is ejected."""
-        if self._makes_room(peer, len(line)):
+        if peer.has_room(len(line)) or self._makes_room(peer, len(line)):
             self.put(peer, line)
         elif not peer.closed:
             self.host.eject(peer, "too-slow")

@@ -9,6 +9,7 @@ whoever comes to another gateway with the same client id before that is given wh
 import time
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any
 
 from wakeq.backoff import Backoff
@@ -17,7 +18,7 @@ from wakeq.fanout import protocol
 from wakeq.fanout.bell import Bell
 from wakeq.fanout.calling import call
 from wakeq.fanout.core import Core
-from wakeq.fanout.delivery import Ask, RoomMessage
+from wakeq.fanout.delivery import Ask, Handout, RoomMessage
 from wakeq.fanout.desk import Desk
 from wakeq.fanout.door import Door
 from wakeq.fanout.gatherer import Gatherer
@@ -49,6 +50,7 @@ class Gateway:
         gatherer: has messages acknowledged.
         leaver: takes out of their rooms who has left.
         delivered: how many messages were, one for each client.
+        clients: how many its connections are, in all rooms together.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class Gateway:
         self.core = Core(link, timeout, queue_limit)
         terms = FanoutTerms(timeout=timeout, auto_ping=True, auto_ack=False)
         self.office = Office(self.core, terms, reports=False)
-        self._members: dict[tuple[str, str], Peer] = {}
+        self.clients = 0
+        self._members: dict[str, dict[str, Peer]] = {}  # by room and client
         self.gatherer = Gatherer(loop, self.office, door)
         self._joining: dict[tuple[str, str], list[bytes]] = {}
         self.leaver = Leaver(link, self.office, self.leave, self.gatherer.unanswered)
@@ -71,6 +74,7 @@ class Gateway:
         self._bell_fd = -1
         self._backoff = Backoff(0.1, 5.0)
         self._timer: Timer | None = None
+        self._wakes_at = inf  # monotonic
         self._event: tuple[Queued | None, bytes] = (None, b"")
 
     # -- what Redis says by itself -----------------------------------------------------------
@@ -106,26 +110,22 @@ class Gateway:
     def turn(self) -> None:
         """Do what there is to do, at the end of each turn of the loop."""
         office = self.office
-        pause = office.pause
-        if pause <= 0:
+        if office.due_at <= time.monotonic():
             self._tick()
-            pause = office.pause
-        self.leaver.send()
+        if self.leaver.is_busy:
+            self.leaver.send()
         while office.touched:
             touched, office.touched = office.touched, set()
             for room in touched:
                 self._serve(room)
-        if self._timer is None or self._timer.callback is None:
-            self._wake_in(pause)
-        elif self._timer.when - time.monotonic() > pause + 0.001:
-            self._timer.cancel()
-            self._wake_in(pause)
-
-    def _wake_in(self, seconds: float) -> None:
-        self._timer = self._loop.after(seconds, self._woken)
+        if office.due_at < self._wakes_at - 0.001:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._wakes_at = office.due_at
+            self._timer = self._loop.after(self._wakes_at - time.monotonic(), self._woken)
 
     def _woken(self) -> None:
-        self._timer = None
+        self._timer, self._wakes_at = None, inf
 
     def _tick(self) -> None:
         while due := self.office.due_pings():
@@ -143,19 +143,19 @@ class Gateway:
         desk = self.office.desks.get(room)
         if desk is None:
             return
-        while not desk.is_served and (step := desk.next_step()) is not None:
-            if isinstance(step, RoomMessage):
-                self._deliver(step)
+        while not desk.is_served and (work := desk.next_steps()) is not None:
+            if isinstance(work, Handout):
+                self._hand_out(room, work)
             else:
                 desk.is_served = True
-                self._ask(desk, step)
+                self._ask(desk, work)
         while not desk.is_read and not self._is_held_up(desk):
             step = desk.next_read()
             if isinstance(step, RoomMessage):
-                peer = self._members.get((step.room, step.client))
+                peer = self._member(room, step.client)
                 if peer is not None and not self._door.has_room(peer, len(step.data)):
                     break  # until it has read what waits for it, or is ejected
-                self._deliver(step)
+                self._deliver(room, step.client, self._line(room, step.message, step.oob))
                 desk.finish(step)
             elif step is not None:
                 desk.is_read = True
@@ -204,22 +204,35 @@ class Gateway:
         else:
             self.office.take(desk, ask, request, reply)
 
-    def _deliver(self, message: RoomMessage) -> None:
-        peer = self._members.get((message.room, message.client))
+    def _line(self, room: str, message: Queued, oob: bool) -> bytes:
+        if self._event[0] is not message:
+            self._event = message, protocol.delivery(room, message, oob)
+        return self._event[1]
+
+    def _hand_out(self, room: str, handout: Handout) -> None:
+        """Deliver a message of a round."""
+        line = self._line(room, handout.message, False)
+        self.gatherer.give(room, handout.message.id, handout.clients)
+        members = self._members.get(room, {})
+        for client in handout.clients:
+            peer = members.get(client)
+            if peer is None or self._joining:
+                self._deliver(room, client, line)
+            else:  # by far the most frequent
+                self.delivered += 1
+                self._door.deliver(peer, line)
+
+    def _deliver(self, room: str, client: str, line: bytes) -> None:
+        peer = self._member(room, client)
         if peer is None:
-            self.leave(message.room, message.client)
+            self.leave(room, client)
             return
-        if self._event[0] is not message.message:
-            line = protocol.delivery(message.room, message.message, message.oob)
-            self._event = message.message, line
         self.delivered += 1
-        if message.awaits:
-            self.gatherer.give(message.room, message.id, [message.client])
-        held = self._joining.get((message.room, message.client))
+        held = self._joining.get((room, client)) if self._joining else None
         if held is not None:
-            held.append(self._event[1])
+            held.append(line)
         else:
-            self._door.deliver(peer, self._event[1])
+            self._door.deliver(peer, line)
 
     def hear(self, room: str, reply: Any) -> None:
         """Take the figures in the reply to an acknowledgement that a desk did not ask for."""
@@ -235,12 +248,13 @@ class Gateway:
         """Make a connection a client of a room; it is told when that is done, or why not."""
         here = (room, client)
         desk = self.office.desk(room)
-        other = self._members.get(here)
+        other = self._member(room, client)
         if other is not None and other is not peer:
             self._eject(other, room, "taken-over")
             self.gatherer.leave(room, client)
             desk.begin_leave(client)  # what it had in hand is given out again
-        self._members[here] = peer
+        self.clients += other is not peer
+        self._members.setdefault(room, {})[client] = peer
         # What Redis has for it before its answer is here, because that was lost, comes behind.
         held = self._joining[here] = []
         peer.rooms[room] = client
@@ -250,7 +264,7 @@ class Gateway:
             desk = self.office.desk(room)
             if self._joining.get(here) is held:
                 del self._joining[here]
-            if self._members.get(here) is not peer:
+            if self._member(room, client) is not peer:
                 self.leave(room, client)  # it has hung up meanwhile, or another one has come
                 held.clear()
             elif error is not None:
@@ -280,7 +294,7 @@ class Gateway:
 
     def leave(self, room: str, client: str, told: Told | None = None) -> None:
         """Take a client out of a room, unless it has come back."""
-        if (room, client) not in self._members:
+        if self._member(room, client) is None:
             self.gatherer.leave(room, client)
             self.leaver.leave(room, client, told)
 
@@ -300,13 +314,16 @@ class Gateway:
     def _forget(self, peer: Peer, room: str) -> None:
         client = peer.rooms.pop(room)
         self._patience.forget(peer, room)
-        if self._members.get((room, client)) is peer:
-            del self._members[room, client]
+        some = self._members.get(room, {})
+        if some.get(client) is peer:
+            self.clients -= 1
+            del some[client]
+            if not some:
+                del self._members[room]
 
-    @property
-    def clients(self) -> int:
-        """How many clients its connections are, in all rooms together."""
-        return len(self._members)
+    def _member(self, room: str, client: str) -> Peer | None:
+        some = self._members.get(room)
+        return some.get(client) if some else None
 
     @property
     def has_work(self) -> bool:
@@ -346,7 +363,7 @@ class Gateway:
             self._ejected(room, client, reply[0][1].decode())
 
     def _ejected(self, room: str, client: str, reason: str) -> None:
-        if (peer := self._members.get((room, client))) is not None:
+        if (peer := self._member(room, client)) is not None:
             self._eject(peer, room, reason)
 
     def close(self) -> None:

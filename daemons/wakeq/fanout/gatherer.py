@@ -2,9 +2,9 @@
 answers them.
 
 Gathering holds up nobody, because the round waits for them all anyway. When nobody is missing any
-more they go at once; who is not quick is not waited for: others, elsewhere, may be in the same
-round. Nobody leaves a room before its acknowledgements are answered (see `unanswered`), or the
-message would be back in line, as one that nobody has acknowledged.
+more they go at once; else when no more come, so that Redis can tell who is missing. Nobody leaves a
+room before its acknowledgements are answered (see `unanswered`), or the message would be back in
+line, as one that nobody has acknowledged.
 """
 
 import time
@@ -18,6 +18,7 @@ from wakeq.fanout.peer import Peer
 from wakeq.wakeup.loop import Loop
 
 _PATIENCE_SECONDS = 0.003
+_PATIENCE_MOST_SECONDS = 0.05
 # A repeated acknowledgement's answers to what its first sending has done.
 _DONE_BEFORE = {"doubled", "not-outstanding"}
 
@@ -29,10 +30,10 @@ class _Round:
         missing: those that have not acknowledged it.
         gathered: those that have, and for whom that was not sent yet.
         acks: whom to answer what is not answered yet, with which ref, by client.
-        since: since when something is gathered, monotonic.
+        since, seen: since when something is gathered, monotonic, and how much at the last look.
     """
 
-    __slots__ = ("acks", "gathered", "message_id", "missing", "room", "since")
+    __slots__ = ("acks", "gathered", "message_id", "missing", "room", "seen", "since")
 
     def __init__(self, room: str, message_id: str) -> None:
         self.room = room
@@ -41,6 +42,7 @@ class _Round:
         self.gathered: list[str] = []
         self.acks: dict[str, list[tuple[Peer, object]]] = {}
         self.since = 0.0
+        self.seen = 0
 
 
 class Gatherer:
@@ -57,7 +59,7 @@ class Gatherer:
         self._office = office
         self._door = door
         self._rounds: dict[str, dict[str, _Round]] = {}  # by room and message
-        self._late: dict[_Round, None] = {}  # those that wait for somebody, in order
+        self._late: dict[_Round, None] = {}  # those that wait for somebody
         self._is_timed = False
 
     def give(self, room: str, message_id: str, clients: Iterable[str]) -> None:
@@ -83,7 +85,10 @@ class Gatherer:
         if seat is None or seat.in_hand != message_id:
             return False
         peer.acks += 1
-        found = self._round(room, message_id)
+        some = self._rounds.get(room)
+        found = some.get(message_id) if some else None
+        if found is None:
+            found = self._round(room, message_id)
         before = found.acks.get(client)
         if before is not None:
             before.append((peer, ref))
@@ -94,23 +99,26 @@ class Gatherer:
         if not found.missing:
             self._send(found)
         elif len(found.gathered) == 1:
-            found.since = time.monotonic()
+            found.since, found.seen = time.monotonic(), 0
             self._late[found] = None
-            if not self._is_timed:
-                self._is_timed = True
-                self._loop.after(_PATIENCE_SECONDS, self._send_late)
+            self._look_soon()
         return True
 
+    def _look_soon(self) -> None:
+        if not self._is_timed:
+            self._is_timed = True
+            self._loop.after(_PATIENCE_SECONDS, self._send_late)
+
     def _send_late(self) -> None:
+        """Send what is gathered of each round to which nothing has come since the last look."""
         self._is_timed = False
-        now = time.monotonic()
-        while self._late:
-            found = next(iter(self._late))
-            if (rest := found.since + _PATIENCE_SECONDS - now) > 0:
-                self._is_timed = True
-                self._loop.after(rest, self._send_late)
-                return
-            self._send(found)
+        before = time.monotonic() - _PATIENCE_MOST_SECONDS
+        for found in list(self._late):
+            if len(found.gathered) == found.seen or found.since < before:
+                self._send(found)
+            found.seen = len(found.gathered)
+        if self._late:
+            self._look_soon()
 
     def _send(self, found: _Round) -> None:
         self._late.pop(found, None)

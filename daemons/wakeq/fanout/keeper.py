@@ -51,7 +51,7 @@ class Keeper:
 
     def run(self) -> None:
         """Serve until the service is told to stop, or has nothing to do."""
-        self._loop.turns += [self._turn, self._link.send, self._see_whether_done]
+        self._loop.turns += [self._turn, self._see_whether_done]
         self._link.start()
         self._door.open()
         self._service.notifier.ready()
@@ -69,6 +69,7 @@ class Keeper:
         self._door.go_on()
         self._gateway.turn()
         self._door.flush()
+        self._link.send()
         # What was sent may have said that somebody has gone.
         if self._gateway.has_work or self._door.has_work:
             self._loop.after(0, _nothing)
@@ -95,7 +96,6 @@ class Keeper:
         for peer in list(self._door.peers.values()):
             self._gateway.eject(peer, "stopping")
         self._turn()
-        self._link.send()
         if not self._loop.run_until(self._is_done, _LEAVE_SECONDS):
             self._log.warning("not all clients could leave their rooms; they will be timed out")
 

@@ -83,13 +83,12 @@ class Link:
 
     def send(self) -> None:
         """Send what was asked."""
-        for label, line in list(self._lines.items()):
-            if line.outgoing:
-                outgoing, line.outgoing = line.outgoing, []
-                try:
-                    line.connection.send(outgoing)
-                except WakeqError as error:
-                    self._fail(label, line, error)
+        for label, line in [each for each in self._lines.items() if each[1].outgoing]:
+            outgoing, line.outgoing = line.outgoing, []
+            try:
+                line.connection.send(outgoing)
+            except WakeqError as error:
+                self._fail(label, line, error)
 
     def believe(self) -> None:
         """Try all servers again at once: Redis answers."""

@@ -210,12 +210,17 @@ class Office:
             self.touched.add(room)
 
     @property
+    def due_at(self) -> float:
+        """When there is a ping to be sent, or a timer to be run, monotonic."""
+        ping = self._due[0][0] if self._due else inf
+        return min(ping, self._timers[0][0]) if self._timers else ping
+
+    @property
     def pause(self) -> float:
         """For how many seconds there is nothing to do."""
         if self.touched:
             return 0.0
-        whens = [heap[0][0] for heap in (self._due, self._timers) if heap]
-        return max(0.0, min(whens, default=time.monotonic() + _CHECK_SECONDS) - time.monotonic())
+        return min(_CHECK_SECONDS, max(0.0, self.due_at - time.monotonic()))
 
     # -- handlers ----------------------------------------------------------------------------
 

@@ -84,17 +84,33 @@ class Peer:
     @property
     def wants_more(self) -> bool:
         """Tell whether more may be received: not while what came is not read, or answers wait."""
-        full = self._cost > max(self.limits.line, _CHUNK)
-        return not (self.ended or self.closed or full or self.is_behind)
+        if self.ended or self.closed or (self.unsent and self.is_behind):
+            return False
+        return not self._cost or self._cost <= max(self.limits.line, _CHUNK)
 
     def receive(self) -> None:
         """Take what came, as far as it is there."""
+        if (line := self.receive_line()) is not None:
+            self._add_line(line)
+
+    def receive_line(self) -> bytes | None:
+        """Take what came, as far as it is there, but return it if it is one line, and none waits;
+        that is by far the most frequent."""
         try:
             chunk = self.sock.recv(_CHUNK)
         except BlockingIOError:
-            return
+            return None
         except OSError:
             chunk = b""
+        if chunk and not (self._lines or self._rest or self._skips):
+            end = len(chunk) - 1
+            if chunk.find(b"\n") == end <= self.limits.line and not chunk.isspace():
+                self.heard_at = time.monotonic()
+                return chunk[:end]
+        self._receive(chunk)
+        return None
+
+    def _receive(self, chunk: bytes) -> None:
         if not chunk:
             self.ended = True
             if self._rest:  # the last line of who does not end it
@@ -103,12 +119,6 @@ class Peer:
         self.heard_at = time.monotonic()
         if b"\n" not in chunk:
             self._add_rest(chunk)
-            return
-        if not (self._rest or self._skips) and chunk.index(b"\n") == len(chunk) - 1:
-            if len(chunk) > 1 + self.limits.line or not chunk.strip():
-                self._take_lines([chunk[:-1], b""])
-            else:  # by far the most frequent
-                self._add_line(chunk[:-1])
             return
         if self._rest:
             self._rest += chunk
@@ -198,12 +208,17 @@ class Peer:
                 self._out.clear()
                 self.unsent = 0
                 return
-            self.moved_at = time.monotonic()
             self.unsent -= sent
-            if sent < len(piece):
+            if sent == len(piece):
+                out.popleft()
+                if not out:
+                    return  # by far the most frequent
+            else:
                 out[0] = piece[sent:]
+            if sent:
+                self.moved_at = time.monotonic()
+            if sent < len(piece):
                 return
-            out.popleft()
 
     def close(self) -> None:
         """Give it up."""

@@ -71,6 +71,8 @@ def _no_constant(name: str) -> NoReturn:
 _decoder = json.JSONDecoder(parse_constant=_no_constant)
 _decode = _decoder.decode
 _scan = vars(_decoder)["scan_once"]
+# What JSON may begin with; a look at it is quicker than an error.
+_BEGINS = b'{["-0123456789tfnNI \t\r\n'
 _DONE = b'{"ref":null,"ok":true}\n'
 # How the events begin that messages are, and nothing else does.
 DELIVERY = b'{"event":"message",'
@@ -228,6 +230,8 @@ def _data(raw: bytes) -> bytes:
         text = raw.decode()
     except UnicodeDecodeError:
         return b'"data":null,"base64":"%b"' % base64.b64encode(raw)
+    if raw and raw[0] not in _BEGINS:
+        return b'"data":%b' % as_json(text)
     try:
         value = _decode(text)
     except (ValueError, RecursionError):

@@ -42,9 +42,9 @@ class Tally:
         self.missed = self.timeouts = self.ejected = 0
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
 
-    def receive(self, now_us: int, message: Queued) -> float:
-        """Count a message, and return its latency in seconds."""
-        self.received += 1
+    def receive(self, now_us: int, message: Queued, clients: int = 1) -> float:
+        """Count a message for some clients, and return its latency in seconds."""
+        self.received += clients
         latency = max(0.0, (now_us - int(message.id)) / 1e6)
         self._latencies.append(latency)
         return latency
