@@ -221,6 +221,32 @@ def test_a_key_of_another_type_is_said_so(host: BridgeHost, setting: str, kind: 
     assert f"taken is a string in Redis, not a {kind}" in daemon.lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("stream", "ids"), ("stream", "list"), ("ids", "list")]
+)
+def test_one_key_for_two_things_is_a_wrong_configuration(
+    host: BridgeHost, first: str, second: str
+) -> None:
+    settings = {"stream": "out", "ids": "workers", "list": "jobs", first: "same", second: "same"}
+    host.configure(list_=settings.pop("list"), **settings)
+    daemon = host.launch()
+    assert daemon.wait_exit() == 78
+    assert f"{first} and {second} must not be the same key, same" in daemon.lines[-1]
+
+
+def test_a_stop_leaves_no_numbers_of_batches(host: BridgeHost) -> None:
+    host.configure(workers=2)
+    pattern = keys.bridge_batch(STREAM, "clicks", "*")
+    for count in (1, 2):
+        daemon = host.start(workers=2)
+        host.wait_begun()
+        host.publish("x")
+        host.wait_entries(count)
+        assert len(host.redis.keys(pattern)) == 1
+        assert daemon.stop() == 0
+        assert host.redis.keys(pattern) == []
+
+
 def test_does_nothing_in_redis_when_nothing_happens(host: BridgeHost) -> None:
     host.configure(lease=30)
     host.start()

@@ -90,7 +90,7 @@ class Keeper:
         finally:
             self._crew.end()
             self._holder.disconnect()
-            self._registrar.end()
+            self._registrar.end(self._crew.all_ids)
             self._link.close()
             os.close(self._bell)
 

@@ -65,6 +65,7 @@ class Registrar:
         """
         self.keep_name()
         settings = self._settings
+        self._check_keys()
         wanted = [(settings.stream, "stream", "stream"), (settings.ids, "list", "ids")]
         if settings.list_:
             wanted.append((settings.list_, "list", "list"))
@@ -92,6 +93,17 @@ class Registrar:
             found for raw in known
             if (found := raw.decode(errors="replace")).rpartition("/")[0] == self._instance
         ]  # fmt: skip
+
+    def _check_keys(self) -> None:
+        """See that no key is to be two things: none of them need exist yet."""
+        names = {"stream": self._settings.stream, "ids": self._settings.ids}
+        if self._settings.list_:
+            names["list"] = self._settings.list_
+        known: dict[str, str] = {}
+        for setting, key in names.items():
+            if key in known:
+                raise ConfigError(f"{known[key]} and {setting} must not be the same key, {key}")
+            known[key] = setting
 
     def keep_name(self) -> None:
         """Take or keep the name.
@@ -176,11 +188,18 @@ class Registrar:
         arguments: list[Argument] = [self._settings.list_end.upper(), _RETRIES]
         self._link.run([Request(self._requeue, names, arguments)])
 
-    def end(self) -> None:
-        """Give up the name and the ids, as far as Redis can be asked."""
+    def end(self, ids: list[str]) -> None:
+        """Give up the name and the ids, as far as Redis can be asked.
+
+        Args:
+            ids: the workers that this instance had: what they have published is not sent again.
+        """
         try:
             self.keep_ids([])
             names: list[Argument] = [self._alive, self._retry, self._owner, self._turn]
             self._link.run([Request(self._leave, names, [self.process, "", ""])])
+            stream = self._settings.stream
+            batches = [keys.bridge_batch(stream, self._bridge, f"{self.process}/{n}") for n in ids]
+            self._link.call(stream, "UNLINK", *batches)
         except WakeqError:
             pass  # they run out by themselves
