@@ -64,11 +64,24 @@ def test_what_may_be_returned_for_a_stream(made: object, items: list[Any]) -> No
         ({}, "a message must have a body or a field"),
         (["x"] * 1001, "at most 1000 messages at a time, not 1001"),
         ({str(n): 1 for n in range(3901)}, "at most 3900 fields, not 3901"),
+        ([{str(n): 1 for n in range(3900)}] * 116, "at most 450000 fields at a time, not 452400"),
+        ([b"x" * 2**20] * 513, "at most 512 MiB of messages at a time"),
     ],
 )
 def test_what_may_not_be_returned_for_a_stream(made: object, complaint: str) -> None:
     with pytest.raises((TypeError, ValueError), match=complaint):
         as_items(made, "s", is_list=False)
+
+
+def test_as_much_as_may_be_returned_is_published_at_once(host: NodeHost) -> None:
+    code = "count = 0\ndef make():\n    global count\n    count += 1\n"
+    code += "    fields = dict.fromkeys(map(str, range(3900)), 1)\n"
+    code += "    return [fields] * (115 if count == 2 else 116)\n"
+    host.configure(interval=0.5, generate=host.handler(code, function="make"))
+    node = host.start_node()
+    wait_until(lambda: host.redis.xlen(NAME) == 115, 60, f"{node.lines}")
+    assert any("at most 450000 fields at a time" in line for line in node.lines)
+    assert node.stop() == 0
 
 
 def test_what_may_be_returned_for_a_list() -> None:

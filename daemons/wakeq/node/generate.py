@@ -30,6 +30,10 @@ _LONGEST_TRACEBACK = 8000
 _MOST_MESSAGES = 1000
 # So many fill a Lua script's stack.
 _MOST_FIELDS = 3900
+# Redis takes no request of more than a million arguments, or of a gigabyte, and all messages of an
+# emission go out in one.
+_MOST_ITEMS = 900_000
+_MOST_BYTES = 512 << 20
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "WAKEQ_FAILPOINT")
 
 # Takes the number of the emission and the time that it is for; returns what was made.
@@ -91,7 +95,13 @@ def as_items(made: object, stream: str, is_list: bool) -> list[list[bytes]]:
     several = list(made) if isinstance(made, list | tuple) else [made]
     if len(several) > _MOST_MESSAGES:
         raise ValueError(f"at most {_MOST_MESSAGES} messages at a time, not {len(several)}")
-    return [_text_item(one) if is_list else _fields(one, stream) for one in several]
+    messages = [_text_item(one) if is_list else _fields(one, stream) for one in several]
+    count = sum(map(len, messages))
+    if count > _MOST_ITEMS:
+        raise ValueError(f"at most {_MOST_ITEMS // 2} fields at a time, not {count // 2}")
+    if sum(len(item) for items in messages for item in items) > _MOST_BYTES:
+        raise ValueError(f"at most {_MOST_BYTES >> 20} MiB of messages at a time")
+    return messages
 
 
 def _text_item(one: object) -> list[bytes]:
