@@ -77,7 +77,8 @@ def test_loads_little_before_the_first_message(host: ConsumerHost) -> None:
     assert sorted(modules - ours - {"shop"} - LOADED) == []
     assert ours <= {
         *("wakeq", "wakeq.toml", "wakeq.journal", "wakeq.errors", "wakeq.settings"),
-        *("wakeq.config", "wakeq.first_sections", "wakeq.systemd", "wakeq.service", "wakeq.backoff"),
+        *("wakeq.config", "wakeq.first_sections", "wakeq.systemd", "wakeq.service"),
+        "wakeq.backoff",
         *("wakeq.failpoint", "wakeq.keys", "wakeq.message", "wakeq.redis_url", "wakeq.replies"),
         *("wakeq.scripts", "wakeq.selector", "wakeq.wire", "wakeq.consumer"),
         *(name for name in ours if name.startswith("wakeq.consumer.")),
