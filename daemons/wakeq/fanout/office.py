@@ -155,8 +155,10 @@ class Office:
 
     def forget(self, desk: Desk) -> bool:
         """Forget a room without clients; tell whether it was."""
+        if not desk.is_idle:
+            return False
         self._broken.discard(desk.room)
-        return desk.is_idle and self.desks.pop(desk.room, None) is not None
+        return self.desks.pop(desk.room, None) is not None
 
     # -- pings -------------------------------------------------------------------------------
 
