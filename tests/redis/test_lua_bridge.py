@@ -31,7 +31,8 @@ class Bridges:
         self.connection.connect()
 
     def run(self, script: str, names: list[Any], *arguments: Any) -> Any:
-        return Script(script).call(self.connection, names, arguments)
+        ahead = "bridge" if script in ("bridge_publish", "bridge_move") else ""
+        return Script(script, ahead=ahead).call(self.connection, names, arguments)
 
     def hold(self, who: str, wants: int = 1, lease_ms: int = LEASE_MS, process: str = "") -> Any:
         arguments = [f"host/{who}", process or f"p{who}", lease_ms, wants, LINE]

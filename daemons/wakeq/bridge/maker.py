@@ -30,7 +30,7 @@ class Outcome:
 
     Attributes:
         number: the batch's.
-        arguments: what is to be added, as bridge_publish.lua takes it.
+        arguments: what is to be added, as bridge.lua takes it.
         received: how many messages it is.
         size: how many bytes were made, by a transform.
         published, dead: how many are to be added to the stream, and to the dead letters.

@@ -66,7 +66,8 @@ class Desk:
 
     def writer(self, name: str) -> Writer:
         """Return what runs a script."""
-        return Writer(self.said["url"], self.settings.stream, Script(name), self.talk.say)
+        script = Script(name, ahead="bridge")
+        return Writer(self.said["url"], self.settings.stream, script, self.talk.say)
 
     def done(self, outcome: Outcome, whole: bool = True) -> None:
         """Tell what became of a batch that is published now, or of another part of it."""

@@ -14,43 +14,20 @@
 -- ARGV[5]  end       RIGHT or LEFT, the end of the list where they are taken
 -- ARGV[6]  most      take at most so many, 0..1000; 0 takes none
 -- ARGV[7]  bytes     take no more once there are so many
--- ARGV[8..]          for each message to be added: see bridge_publish.lua, ARGV[5..]
+-- ARGV[8..]          for each message to be added: as bridge.lua says
 --
 -- Returns {number, element, ...}: the batch that the worker has now.
 --
 -- Atomic because an element is in the list, or taken, or published. If the batch has been published
 -- before, because the reply was lost or the worker is a process that was taken for dead, its number
 -- is another one by now, and what follows is left alone.
-redis.call('XLEN', KEYS[1]) -- an error here, if a key is something else, changes nothing
-redis.call('XLEN', KEYS[4])
-redis.call('LLEN', KEYS[5])
+redis.call('LLEN', KEYS[5]) -- an error here, if it is something else, changes nothing
 local number = tonumber(redis.call('GET', KEYS[2]) or '1')
 if ARGV[1] ~= '' and tonumber(ARGV[1]) == number then
-  local published, dead = 0, 0
-  local at = 8
-  while at <= #ARGV do
-    local count = tonumber(ARGV[at])
-    if count > 0 then
-      redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + count))
-      published = published + 1
-    else
-      count = -count
-      local time = redis.call('TIME')
-      local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
-      redis.call('XADD', KEYS[4], '*', 'wakeq.failed_at', now, 'wakeq.first_failed_at', now,
-        unpack(ARGV, at + 1, at + count))
-      dead = dead + 1
-    end
-    at = at + 1 + count
-  end
+  publish(8)
   -- Not all of it: another process of the worker may have added to it since.
   redis.call('LTRIM', KEYS[6], ARGV[3], -1)
   number = number + 1
-  redis.pcall('HINCRBY', KEYS[3], 'handled', ARGV[3])
-  redis.pcall('HINCRBY', KEYS[3], 'published', published)
-  if dead > 0 then
-    redis.pcall('HINCRBY', KEYS[3], 'dead', dead)
-  end
 end
 redis.call('SET', KEYS[2], string.format('%d', number), 'PX', ARGV[2])
 local batch = redis.call('LRANGE', KEYS[6], 0, -1)
