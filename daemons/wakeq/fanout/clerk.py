@@ -38,7 +38,7 @@ class Clerk:
         self._gateway = gateway
         self._link = link
         self._limits = limits
-        self._last_ack: tuple[bytes, Asked] | None = None
+        self._last_ack: tuple[bytes, str, str, object] | None = None  # line, room, id, ref
         self._operations: dict[str, Callable[[Peer, object, dict[str, Any]], None]] = {
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
@@ -69,11 +69,18 @@ class Clerk:
 
     def take(self, peer: Peer, line: bytes | None) -> None:
         """Carry out a line."""
+        # Those who acknowledge the same message say it in the same words, in all likelihood.
+        if self._last_ack is not None and self._last_ack[0] == line:
+            _, room, message_id, ref = self._last_ack
+            if room in peer.rooms and self._gather(peer, room, message_id, ref):
+                return
         try:
             if line is None:
                 most = f"the line is longer than {self._limits.line:,} bytes"
                 raise BadRequest("too-long", most)
-            asked = self._read(line)
+            asked = protocol.read(line)
+            if asked.op == "ack" and _is_small(asked.ref):
+                self._last_ack = line, asked.fields["room"], asked.fields["id"], asked.ref
         except BadRequest as error:
             self._door.put(peer, refused(error.ref, error.code, str(error)))
             return
@@ -81,15 +88,6 @@ class Clerk:
             self._carry_out(peer, asked)
         except (TypeError, ValueError, RecursionError, RoomError) as error:
             self._refuse(peer, asked.ref, error)
-
-    def _read(self, line: bytes) -> Asked:
-        # Those who acknowledge the same message say it in the same words, in all likelihood.
-        if self._last_ack is not None and self._last_ack[0] == line:
-            return self._last_ack[1]
-        asked = protocol.read(line)
-        if asked.op == "ack":
-            self._last_ack = line, asked
-        return asked
 
     def _carry_out(self, peer: Peer, asked: Asked) -> None:
         room = asked.fields.get("room")
@@ -208,8 +206,7 @@ class Clerk:
     def _acknowledge(self, peer: Peer, ref: object, fields: dict[str, Any]) -> None:
         room, message_id = fields["room"], fields["id"]
         client = self._client(peer, room)
-        may_wait = peer.acks < _ACKS_MOST and _is_small(ref)
-        if may_wait and self._gateway.gatherer.acknowledge(peer, room, message_id, ref):
+        if _is_small(ref) and self._gather(peer, room, message_id, ref):
             return
         # Else it will be refused, in all likelihood; Redis says why.
         checked("id", message_id)
@@ -227,6 +224,10 @@ class Clerk:
 
         peer.busy = True
         self._link.run(call(self._link, request), done)
+
+    def _gather(self, peer: Peer, room: str, message_id: str, ref: object) -> bool:
+        gatherer = self._gateway.gatherer
+        return peer.acks < _ACKS_MOST and gatherer.acknowledge(peer, room, message_id, ref)
 
     def _ping(self, peer: Peer, ref: object, fields: dict[str, Any]) -> None:
         room = fields.get("room")
