@@ -873,6 +873,8 @@ def test_goes_on_with_the_new_master(short_dir: Any) -> None:
             wait_until(lambda: rooms.room_metrics("r").acknowledged == 1)
             old = sentinels.master
             client = old.client()
+            # It waits until what this connection has written is there, and all before it.
+            client.set("last", 1)
             wait_until(lambda: client.wait(2, 1000) == 2)
             port = sentinels.master_port
             old.kill()
