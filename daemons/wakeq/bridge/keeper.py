@@ -133,6 +133,7 @@ class Keeper:
             self._holder.ask()
             self._begin_in(0, _LOOK_SECONDS)
         self._registrar.keep_ids(self._crew.ids)
+        self._registrar.register()
         self._reporter.count_cuts(self._link)
         if self._holder.channels:
             self._take_retries()

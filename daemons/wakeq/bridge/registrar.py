@@ -81,18 +81,25 @@ class Registrar:
                     f" tag, as in {{jobs}}:in and {{jobs}}:out, not {settings.list_} and"
                     f" {settings.stream}"
                 )
-        # A Redis that has no memory left takes nothing new, but the bridge is to hear all the same.
+        known = self._link.call(settings.ids, "ZRANGE", keys.enlisted(settings.ids), 0, -1)
+        self._enlisted = [
+            found for raw in known
+            if (found := raw.decode(errors="replace")).rpartition("/")[0] == self._instance
+        ]  # fmt: skip
+
+    def register(self) -> None:
+        """Have others know of the bridge and its stream; nothing is written that is there.
+
+        Raises:
+            WakeqError: Redis cannot be asked, or has no memory left.
+        """
+        settings = self._settings
         if not self._link.call(keys.STREAMS, "SISMEMBER", keys.STREAMS, settings.stream):
             self._link.call(keys.STREAMS, "SADD", keys.STREAMS, settings.stream)
         told = {"source": describe(settings), "stream": settings.stream, "ids": settings.ids}
         raw = json.dumps(told).encode()
         if self._link.call(keys.BRIDGES, "HGET", keys.BRIDGES, self._bridge) != raw:
             self._link.call(keys.BRIDGES, "HSET", keys.BRIDGES, self._bridge, raw)
-        known = self._link.call(settings.ids, "ZRANGE", keys.enlisted(settings.ids), 0, -1)
-        self._enlisted = [
-            found for raw in known
-            if (found := raw.decode(errors="replace")).rpartition("/")[0] == self._instance
-        ]  # fmt: skip
 
     def _check_keys(self) -> None:
         """See that no key is to be two things: none of them need exist yet."""

@@ -1,0 +1,116 @@
+"""wakeq-bridge when scripts, keys or rights go, connections are cut, and Redis cannot write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge_host import CHANNEL, STREAM, BridgeHost, bridge_host
+from redis_servers import RedisServer, wait_until
+from wakeq import keys
+
+
+@pytest.fixture
+def host(tmp_path: Path, own_redis: RedisServer) -> Iterator[BridgeHost]:
+    with bridge_host(tmp_path, own_redis) as found:
+        found.configure(lease="1s", workers=2)
+        yield found
+
+
+def wait_some(host: BridgeHost, count: int) -> None:
+    """Wait until so many more entries are in the stream."""
+    target = host.redis.xlen(STREAM) + count
+    wait_until(lambda: host.redis.xlen(STREAM) >= target, 30, "entries are added")
+
+
+@pytest.mark.parametrize("source", ["channel", "list"])
+def test_scripts_that_redis_has_forgotten_are_sent_again(host: BridgeHost, source: str) -> None:
+    if source == "list":
+        host.configure(list_="jobs", workers=2)
+        host.fill(20_000)
+        host.start(workers=2)
+    else:
+        host.start(workers=2)
+        host.wait_begun()
+        host.burst(20_000)
+    for _ in range(5):
+        host.redis.script_flush()
+        if host.redis.xlen(STREAM) < 19_000:
+            wait_some(host, 1)
+    host.wait_entries(20_000)
+    assert host.numbers() == list(range(20_000))
+
+
+@pytest.mark.parametrize("source", ["channel", "list"])
+def test_workers_whose_connections_are_cut_lose_and_double_nothing(
+    host: BridgeHost, source: str
+) -> None:
+    if source == "list":
+        host.configure(list_="jobs", workers=2)
+        host.fill(40_000)
+        host.start(workers=2)
+    else:
+        host.start(workers=2)
+        host.wait_begun()
+        host.burst(40_000)
+    for _ in range(10):
+        host.redis.client_kill_filter(_type="normal", skipme=True)
+        if host.redis.xlen(STREAM) < 39_000:
+            wait_some(host, 1)
+    host.wait_entries(40_000)
+    assert host.numbers() == list(range(40_000))
+
+
+def test_goes_on_when_somebody_deletes_all_keys(host: BridgeHost) -> None:
+    daemon = host.start(workers=2)
+    host.wait_begun()
+    host.burst(5000)
+    host.redis.flushall()
+    host.wait_begun()
+    wait_until(lambda: len(host.ids()) == 2)
+
+    def arrives() -> bool:
+        host.publish('{"number":"5000"}')
+        return 5000 in host.numbers()
+
+    wait_until(arrives)
+    assert daemon.count("a subscription was cut") == 0
+    wait_until(lambda: host.redis.sismember(keys.STREAMS, STREAM))
+    assert daemon.stop() == 0
+
+
+def test_keeps_what_it_received_while_redis_cannot_write_to_its_disk(host: BridgeHost) -> None:
+    daemon = host.start(workers=2)
+    host.wait_begun()
+    (Path(host.redis.config_get("dir")["dir"]) / "dump.rdb").mkdir()
+    host.redis.config_set("save", "3600 1")
+    host.redis.bgsave()
+    wait_until(lambda: host.redis.info("persistence")["rdb_last_bgsave_status"] == "err")
+    host.burst(3000)
+    daemon.wait_log("Redis was lost, trying again", deadline_s=30)
+    host.redis.config_set("stop-writes-on-bgsave-error", "no")
+    host.wait_entries(3000)
+    assert host.numbers() == list(range(3000))
+    assert daemon.count("a subscription was cut") == 0
+    daemon.wait_log("Redis is back")
+
+
+def test_goes_on_after_its_rights_were_taken_and_given_back(
+    host: BridgeHost, own_redis: RedisServer
+) -> None:
+    host.redis.execute_command("ACL", "SETUSER", "bridge", "on", ">x", "+@all", "~*", "&*")
+    host.env["WAKEQ_REDIS_URL"] = own_redis.url.replace("unix://", "unix://bridge:x@")
+    daemon = host.start(workers=2)
+    host.wait_begun()
+    host.redis.execute_command("ACL", "SETUSER", "bridge", "-@all")
+    host.publish("one")
+    daemon.wait_log("Redis was lost, trying again")
+    assert daemon.process.poll() is None
+    host.redis.execute_command("ACL", "SETUSER", "bridge", "+@all")
+    (entry,) = host.wait_entries(1)
+    assert entry[b"body"] == b"one"
+    daemon.wait_log("Redis is back")
+    assert daemon.count("a subscription was cut") == 0
+    assert host.redis.pubsub_numsub(CHANNEL)[0][1] == 1
