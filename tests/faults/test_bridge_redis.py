@@ -182,6 +182,25 @@ def test_says_that_memory_is_full_before_redis_cuts_it_off_and_loses_nothing_of_
     assert len(numbers) < 120_000
 
 
+def test_says_that_it_takes_the_messages_also_while_much_waits_in_memory(
+    host: BridgeHost, notify_socket: NotifySocket
+) -> None:
+    daemon = host.start(**notify_socket.env)
+    host.wait_begun()
+    (worker,) = workers_of(daemon)
+    with stopped(worker), marks_of(host) as marks:
+        host.burst(5000)
+        wait_until(lambda: unread(host) == 0)
+        (client,) = subscriptions(host)
+        host.redis.client_kill_filter(_id=client)
+        wait_until(lambda: (marks.get_message() or {}).get("type") == "message")
+        notify_socket.wait_for("READY=1", 30)
+        seen = len(notify_socket.messages)
+        wait_until(lambda: any("cut off 1" in m for m in notify_socket.messages[seen:]))
+        assert not any("standing by" in m for m in notify_socket.messages[seen:])
+    host.wait_entries(5000)
+
+
 def test_what_lost_connections_have_left_counts_as_memory(host: BridgeHost) -> None:
     host.configure(lease="1s", memory_mib=1)
     daemon = host.start()

@@ -88,8 +88,8 @@ class Holder:
 
     @property
     def taken(self) -> int:
-        """How many channels' messages are this instance's."""
-        return sum(channel.is_ours for channel in self.channels)
+        """How many channels' messages are this instance's, from its last mark on."""
+        return sum(channel.is_coming for channel in self.channels)
 
     @property
     def has_any(self) -> bool:
@@ -99,7 +99,7 @@ class Holder:
     @property
     def settled(self) -> bool:
         """Whether each channel has an instance that takes its messages, as far as known."""
-        return all(c.is_ours or c.holder not in ("", self._name) for c in self.channels)
+        return all(c.is_coming or c.holder not in ("", self._name) for c in self.channels)
 
     def connect(self) -> None:
         """Hear of marks from now on."""
