@@ -185,6 +185,7 @@ def handle(message):
     host.wait_finished()
     assert host.handled() == ["good"]
     assert host.redis.hgetall(STATS) == {b"handled": b"1", b"failed": b"4"}
+    assert taker.stop() == 0  # and all that it said has been read
     assert taker.count("message went to the error list") == 4
     assert taker.count("Traceback") == 2, "of what was not said on purpose"
 
