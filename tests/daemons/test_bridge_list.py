@@ -147,8 +147,8 @@ def test_asks_redis_nothing_while_the_list_is_empty(host: BridgeHost) -> None:
     host.start()
     host.redis.lpush("jobs", "one")
     host.wait_entries(1)
+    (client,) = wait_until(lambda: [c for c in host.redis.client_list() if c["cmd"] == "blmove"])
     stats = host.redis.info("commandstats")
-    (client,) = [c for c in host.redis.client_list() if c["cmd"] == "blmove"]
     assert client["name"] == "wakeq-bridge"
     host.redis.lpush("jobs", "two")
     host.wait_entries(2)
