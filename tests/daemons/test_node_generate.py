@@ -126,9 +126,9 @@ def test_a_failure_is_said_once_and_the_leader_goes_on(host: NodeHost) -> None:
     node = host.start_node()
     wait_until(lambda: seq(host) >= 7, 20)
     assert bodies(host)[:3] == [b"1", b"6", b"7"]
+    node.wait_log("messages are made again")
     assert node.count("RuntimeError: nothing there") >= 1
     assert node.count("messages could not be made") == 1
-    node.wait_log("messages are made again")
     assert node.count("the lease was lost") == 0
 
 

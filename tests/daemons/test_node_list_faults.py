@@ -139,8 +139,9 @@ def test_a_successor_puts_back_at_once(host: ListHost) -> None:
     host.open_gate()
     successor = host.start()
     assert host.wait_handled(5, 10) == [*host.handled()]
-    assert successor.count("put messages back that a dead process had taken") == 1
     host.wait_finished()
+    assert successor.stop() == 0
+    assert successor.count("put messages back that a dead process had taken") == 1
 
 
 def leave_behind(host: ListHost, taker: str, *bodies: str, last_ms: int) -> None:
