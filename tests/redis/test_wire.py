@@ -258,7 +258,7 @@ def test_says_that_the_server_has_fallen_silent(own_redis: RedisServer) -> None:
         started = time.monotonic()
         with pytest.raises(Lost, match="did not answer in time"):
             connection.call("PING", timeout=0.2)
-        assert 0.2 <= time.monotonic() - started < 2
+        assert 0.2 <= time.monotonic() - started < 10
         assert not connection.connected
         proxy.heal()
         connection.connect()
@@ -415,5 +415,5 @@ def test_a_server_that_accepts_nothing_any_more_is_lost(
         started = time.monotonic()
         with pytest.raises(Lost, match="timed out"):
             connection.send([["ECHO", "x" * 30_000_000]])
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 10
         assert not connection.connected

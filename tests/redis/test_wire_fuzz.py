@@ -205,7 +205,7 @@ def test_garbage_gives_replies_or_is_a_loss(server: FakeServer, data: st.DataObj
         two.here.connect()  # it starts afresh
         server.accept().close()
     assert memory_mib() - before < 100
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 @settings(bounded, max_examples=40)
@@ -223,7 +223,7 @@ def test_a_call_is_answered_or_late_or_lost_in_time(
             assert len(two.here.call_many([["X"]] * len(replies), timeout=0.05)) == len(replies)
         except Lost:
             assert not two.here.connected
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("length", [b"2147483647", b"99999999999"])
@@ -233,7 +233,7 @@ def test_an_absurd_length_takes_no_memory(server: FakeServer, length: bytes) -> 
         two.there.sendall(b"*%b\r\n+x\r\n" % length)
         with pytest.raises(Lost):
             two.here.call("X", timeout=0.1)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         # hiredis makes a list of that length, of pages that nobody has written to, and here
         # goes through it to free it: seconds, and nothing can be done about them.
         two.here.connect()
@@ -264,7 +264,7 @@ def test_a_reply_that_never_ends_is_late_all_the_same(server: FakeServer) -> Non
         started = time.monotonic()
         with pytest.raises(Lost, match="did not answer in time"):
             two.here.call("X", timeout=0.2)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
         stop.set()
         thread.join()
 
