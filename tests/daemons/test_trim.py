@@ -313,7 +313,8 @@ def test_killed_at_any_time_it_has_taken_nothing_that_was_needed(host: Host) -> 
     host.fill("orders", 20_000, 15_000)
     daemon = host.start(WAKEQ_FAILPOINT="after_slice:kill@3")
     assert daemon.wait_exit() == -9
-    assert host.client.xlen("orders") == 14_000
+    # Slices get smaller while Redis is slow.
+    assert 14_000 <= host.client.xlen("orders") < 20_000
     assert host.run()[0] == 0
     assert host.client.xlen("orders") == 5000
 

@@ -48,7 +48,11 @@ def test_kills_of_the_owner_at_every_point_keep_the_order_beside_a_standby(
         else:
             killed.wait_log("standing by")
         owner.kill()
-        # It starts so late that it is the next one, and not the one after that.
+        # The next one is the one to be killed, and not this one again.
+        wait_until(
+            lambda killed=killed: not killed.running
+            or f"/{killed.pid}/" in host.owner().get("process", "")
+        )
         owner = host.start("orders:2")
         host.fill(100)
         total += 100

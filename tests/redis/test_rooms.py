@@ -736,3 +736,16 @@ def test_a_room_lies_in_one_slot_of_a_cluster(
         rooms.ack("a", "a", outstanding(rooms, "a"))
     finally:
         cluster.stop()
+
+
+def test_a_worker_hears_that_somebody_else_let_its_last_client_leave(redis: RedisServer) -> None:
+    with FanoutClient(redis.url) as client, redis.client().pubsub() as bell:
+        bell.subscribe(keys.BELL + W)
+        wait_until(lambda: bell.get_message(timeout=1))
+        client.subscribe("r", "ada", worker=W)
+        redis.client().publish(keys.BELL + W, "subscribed")
+        while (bell.get_message(timeout=1) or {}).get("data") != b"subscribed":
+            pass
+        client.unsubscribe("r", "ada")
+        news = wait_until(lambda: bell.get_message(timeout=1))
+    assert news["data"].endswith(b" r")

@@ -43,6 +43,7 @@ local news, unsettled = false, false
 -- What a worker may have before it in the log, and how much of that what waits in line may take.
 local LOG_MOST, LINE_MOST = 1000, 900
 local COUNT_OF = {sync = 6, async = 7}  -- where in a packed worker
+local left = {}  -- workers whose last client has gone: they are told once more
 
 local function whole(number)
   return string.format('%d', number)
@@ -68,8 +69,10 @@ local function count(name, change, mode, position)
   end
   if known[1] > 0 then
     call('HSET', workers, name, cmsgpack.pack(known))
+    left[name] = nil
   else
     call('HDEL', workers, name)
+    left[name] = known
   end
   return known[2]
 end
@@ -253,18 +256,25 @@ local function finish(told)
   if not news then
     return told and caller ~= '' and worker_of(caller)
   end
-  local all, figures, mine = call('HGETALL', workers), nil, nil
-  for i = 1, #all, 2 do
-    local known = cmsgpack.unpack(all[i + 1])
-    if all[i] == caller then
+  local figures, mine
+  local function tell(name, known)
+    if name == caller then
       mine = known
     end
-    if not told or all[i] ~= caller or (known[4] ~= process and known[4] ~= '') then
+    if not told or name ~= caller or (known[4] ~= process and known[4] ~= '') then
       figures = figures or call('HMGET', state, 'round', 'logged', 'timeouts')
-      call('PUBLISH', bell .. all[i], (figures[1] or '0') .. ' ' .. (figures[2] or '0') .. ' '
+      call('PUBLISH', bell .. name, (figures[1] or '0') .. ' ' .. (figures[2] or '0') .. ' '
         .. (figures[3] or '0') .. ' ' .. whole(known[2]) .. ' '
         .. (known[4] == '' and '-' or known[4]) .. ' ' .. room)
     end
+  end
+  for name, known in pairs(left) do
+    tell(name, known)
+  end
+  mine = nil
+  local all = call('HGETALL', workers)
+  for i = 1, #all, 2 do
+    tell(all[i], cmsgpack.unpack(all[i + 1]))
   end
   return mine
 end
