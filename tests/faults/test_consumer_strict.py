@@ -50,8 +50,9 @@ def test_kills_of_the_owner_at_every_point_keep_the_order_beside_a_standby(
         owner.kill()
         # The next one is the one to be killed, and not this one again.
         wait_until(
-            lambda killed=killed: not killed.running
-            or f"/{killed.pid}/" in host.owner().get("process", "")
+            lambda killed=killed: (
+                not killed.running or f"/{killed.pid}/" in host.owner().get("process", "")
+            )
         )
         owner = host.start("orders:2")
         host.fill(100)
