@@ -41,8 +41,9 @@ def fail(redis: RedisServer, number: int = 7, due: float = 4e12, key: str = DELA
     first = f"{number}-0"
     items = ("wakeq.attempt", "3", "wakeq.error", "ValueError: no", "body", b"a\xff")
     member = f"{first}@billing"
-    with redis.client() as client:
-        client.eval(script, 2, key, DATA, member, due, "billing", first, *items)
+    client = redis.client()
+    client.eval(script, 2, key, DATA, member, due, "billing", first, *items)
+    client.connection_pool.disconnect()  # a thousand open files are allowed, no more
     return member
 
 
