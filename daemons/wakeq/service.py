@@ -144,7 +144,7 @@ def run(
         log.error(str(error))
         code = error.exit_code
     except Exception as error:
-        log.error("stopped by a fault in wakeq itself", detail=_full_traceback(error))
+        log.error("stopped by a fault in wakeq itself", detail=full_traceback(error))
     finally:
         journal.open_log()
     sys.stdout.flush()
@@ -164,7 +164,8 @@ def _prepare_standard_files() -> None:
         sys.stdout.reconfigure(line_buffering=True)
 
 
-def _full_traceback(error: Exception) -> str:
+def full_traceback(error: Exception) -> str:
+    """Return the traceback of a fault of ours, for the log."""
     import traceback
 
     return "".join(traceback.format_exception(error))

@@ -330,6 +330,8 @@ def test_on_cluster_rooms_are_on_all_nodes(short_dir: Path) -> None:
         (b'{"op":"subscribe","room":"r","backlog":"burn"}', "bad-request"),
         (b'{"op":"subscribe","room":"r","timeout":0}', "bad-request"),
         (b'{"op":"ack","room":"r","id":12}', "bad-request"),
+        (b'{"op":"ack","room":"r","id":"1","ref":[1e999]}', "not-subscribed"),
+        (b'{"op":"ack","room":"r","id":"1","ref":{"a":-1e999}}', "not-subscribed"),
         (b'{"op":"ack","room":"r","id":"1"}', "not-subscribed"),
         (b'{"op":"unsubscribe","room":"r"}', "not-subscribed"),
         (b'{"op":"ping","room":"r"}', "not-subscribed"),

@@ -7,12 +7,15 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wakeq.fanout import protocol
+from wakeq.fanout.clerk import Clerk
 from wakeq.fanout.patience import Patience
 from wakeq.fanout.peer import Limits, Peer
 from wakeq.fanout.records import Queued
@@ -219,3 +222,29 @@ class Times:
             self.timers.remove(timer)
             if timer.callback is not None:
                 timer.callback()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before", "busy"])
+def test_a_fault_of_ours_is_an_answer_and_logged_and_ends_at_most_that_connection(
+    pair: tuple[Peer, socket.socket], begun: bool
+) -> None:
+    def fault(*_: object) -> Any:
+        raise KeyError("of ours")
+
+    peer, _ = pair
+    logged: list[tuple[str, str]] = []
+    log: Any = SimpleNamespace(error=lambda event, detail: logged.append((event, detail)))
+    door: Any = SimpleNamespace(put=lambda peer, line: peer.put(line))
+    core = SimpleNamespace(metrics=(lambda *_: None) if begun else fault)
+    gateway: Any = SimpleNamespace(core=core)
+    link: Any = SimpleNamespace(run=fault)
+    clerk = Clerk(log, door, gateway, link, LIMITS)
+
+    clerk.take(peer, b'{"op":"metrics","ref":5}')
+
+    answer = json.loads(peer._out[0])
+    assert (answer["ref"], answer["ok"], answer["error"]) == (5, False, "failed")
+    (event, detail) = logged[0]
+    assert event == "failed to carry out a request"
+    assert "KeyError: 'of ours'" in detail
+    assert peer.closed == begun

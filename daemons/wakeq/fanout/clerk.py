@@ -19,6 +19,8 @@ from wakeq.fanout.link import Link
 from wakeq.fanout.peer import Limits, Peer
 from wakeq.fanout.protocol import Asked, BadRequest, granted, refused
 from wakeq.fanout.rooms import checked
+from wakeq.journal import Log
+from wakeq.service import full_traceback
 
 # More acknowledgements than a connection may wait for at once; then its next request waits.
 _ACKS_MOST = 1000
@@ -33,7 +35,8 @@ More = Callable[[Any], Mapping[str, object]]
 class Clerk:
     """Takes requests; see `door.Host`."""
 
-    def __init__(self, door: Door, gateway: Gateway, link: Link, limits: Limits) -> None:
+    def __init__(self, log: Log, door: Door, gateway: Gateway, link: Link, limits: Limits) -> None:
+        self._log = log
         self._door = door
         self._gateway = gateway
         self._link = link
@@ -68,26 +71,35 @@ class Clerk:
         self._gateway.resume(peer)
 
     def take(self, peer: Peer, line: bytes | None) -> None:
-        """Carry out a line."""
+        """Carry out a line, or say what is wrong with it."""
         # Those who acknowledge the same message say it in the same words, in all likelihood.
         if self._last_ack is not None and self._last_ack[0] == line:
             _, room, message_id, ref = self._last_ack
             if room in peer.rooms and self._gather(peer, room, message_id, ref):
                 return
+        ref = None
         try:
             if line is None:
                 most = f"the line is longer than {self._limits.line:,} bytes"
                 raise BadRequest("too-long", most)
             asked = protocol.read(line)
-            if asked.op == "ack" and _is_small(asked.ref):
-                self._last_ack = line, asked.fields["room"], asked.fields["id"], asked.ref
+            ref = asked.ref
+            if asked.op == "ack" and _is_small(ref):
+                self._last_ack = line, asked.fields["room"], asked.fields["id"], ref
+            self._carry_out(peer, asked)
         except BadRequest as error:
             self._door.put(peer, refused(error.ref, error.code, str(error)))
-            return
-        try:
-            self._carry_out(peer, asked)
         except (TypeError, ValueError, RecursionError, RoomError) as error:
-            self._refuse(peer, asked.ref, error)
+            self._refuse(peer, ref, error)
+        except Exception as error:  # a fault of ours: no line may end the daemon for everybody
+            self._fail(peer, ref, error)
+
+    def _fail(self, peer: Peer, ref: object, error: Exception) -> None:
+        self._log.error("failed to carry out a request", detail=full_traceback(error))
+        text = "wakeq-fanout has a fault; its log has more about it"
+        self._door.put(peer, refused(ref, "failed", text))
+        # If it is busy, nobody knows whether its next request would ever be carried out.
+        peer.closed = peer.closed or peer.busy
 
     def _carry_out(self, peer: Peer, asked: Asked) -> None:
         room = asked.fields.get("room")
@@ -272,7 +284,7 @@ def _is_small(ref: object) -> bool:
         return True
     if isinstance(ref, str):
         return len(ref) <= _REF_MOST
-    return not isinstance(ref, list | dict) or len(protocol.as_json(ref)) <= _REF_MOST
+    return not isinstance(ref, list | dict) or len(protocol.echo(ref)) <= _REF_MOST
 
 
 def _messages(found: list[Any]) -> dict[str, object]:

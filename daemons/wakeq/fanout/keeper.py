@@ -44,7 +44,7 @@ class Keeper:
             self._loop, self._link, self._door, settings.timeout, settings.queue_limit
         )
         limits = Limits(settings.line_kib * 1024, settings.unread_kib * 1024)
-        self._door.host = Clerk(self._door, self._gateway, self._link, limits)
+        self._door.host = Clerk(self._log, self._door, self._gateway, self._link, limits)
         self._idle_timer: Timer | None = None
         self._said: tuple[int, int, bool] | None = None
         self._said_timer: Timer | None = None

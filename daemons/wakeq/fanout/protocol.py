@@ -176,7 +176,8 @@ def as_json(value: object) -> bytes:
         return _escaped(value).encode()
 
 
-def _ref(ref: object) -> bytes:
+def echo(ref: object) -> bytes:
+    """Return a ref as an answer carries it back; what JSON does not have is null."""
     if ref is None:
         return b"null"
     try:
@@ -190,13 +191,13 @@ def granted(ref: object, more: Mapping[str, object] | None = None) -> bytes:
     if ref is None and more is None:
         return _DONE
     tail = b"," + as_json(more)[1:] if more else b"}"
-    return b'{"ref":%b,"ok":true%b\n' % (_ref(ref), tail)
+    return b'{"ref":%b,"ok":true%b\n' % (echo(ref), tail)
 
 
 def refused(ref: object, code: str, text: str) -> bytes:
     """Return the answer to a request that was not carried out."""
     tail = as_json({"error": code, "message": text})[1:]
-    return b'{"ref":%b,"ok":false,%b\n' % (_ref(ref), tail)
+    return b'{"ref":%b,"ok":false,%b\n' % (echo(ref), tail)
 
 
 def code_of(error: BaseException) -> str:
