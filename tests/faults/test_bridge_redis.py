@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,6 +246,33 @@ def test_keeps_what_it_received_while_redis_has_no_memory_left(host: BridgeHost)
     host.wait_entries(5000)
     assert host.numbers() == list(range(5000))
     daemon.wait_log("Redis is back")
+
+
+def test_a_worker_that_ends_while_nothing_can_be_published_is_given_the_same_again(
+    host: BridgeHost, tmp_path: Path
+) -> None:
+    code = f"""
+import os
+def transform(message):
+    with open({str(tmp_path / "pid")!r}, "w") as file:
+        file.write(str(os.getpid()))
+    return message.body
+"""
+    # It is a worker that finds Redis full; the other one waits for a message meanwhile.
+    host.configure(transform=host.code(code), workers=2, lease="60s")
+    daemon = host.start(workers=2)
+    host.wait_begun()
+    host.redis.config_set("maxmemory", 1)
+    host.publish("one")
+    daemon.wait_log("Redis was lost, trying again")
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    daemon.wait_log("a worker ended, starting another one")
+    wait_until(lambda: len(workers_of(daemon)) == 2)
+    host.redis.config_set("maxmemory", 0)
+    assert [entry[b"body"] for entry in host.wait_entries(1)] == [b"one"]
+    host.publish("two")
+    assert [entry[b"body"] for entry in host.wait_entries(2)] == [b"one", b"two"]
+    assert daemon.stop() == 0
 
 
 def test_hears_on_for_as_long_as_redis_has_no_memory_left(host: BridgeHost) -> None:

@@ -204,6 +204,8 @@ class Crew:
 
     def _end(self, worker: Worker) -> None:
         code = worker.end()
+        # The next process asks anew: one that stood here twice would be given a batch twice.
+        self._waiting = deque(other for other in self._waiting if other is not worker)
         self._lost.pop(worker, None)
         self.on_change()
         if self._finishes and not worker.batches and not worker.again:
