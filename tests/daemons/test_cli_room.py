@@ -182,6 +182,8 @@ def test_peeks_at_all_or_nothing(wakeq: Wakeq, rooms: FanoutClient) -> None:
     [
         ["send", "r", "x", "--priority", "high"],
         ["send", "r", "x", "--priority", str(2**53 + 1)],
+        ["peek", "r", "--offset", str(2**53 + 1)],
+        ["peek", "r", "--limit", str(2**53 + 1)],
         ["send", "r", "x", "--oob", "--priority", "1"],
         ["send", "", "x"],
         ["send", "x" * 1001, "x"],

@@ -526,8 +526,10 @@ def test_peek_shows_a_part_of_what_waits_and_changes_nothing(
     assert (message.json(), message.producer, message.text()) == ({"n": 4}, "p::q", '{"n":4}')
     redis.client().zadd(keys.room("r")[1], {"what somebody else wrote": -5})
     assert [message.id for message in rooms.peek("r", 0, None)] == ids
-    with pytest.raises(ValueError, match="offset must be 0 or more"):
-        rooms.peek("r", -1)
+    for offset in (-1, 2**53 + 1, 10**4300 - 1):
+        with pytest.raises(ValueError, match="offset must be 0 to"):
+            rooms.peek("r", offset)
+    assert rooms.peek("r", 2**53, 2**53) == []
 
 
 def test_the_state_of_a_room_is_exact(rooms: FanoutClient, redis: RedisServer) -> None:

@@ -85,9 +85,9 @@ def add(subparsers: Subparsers) -> None:
                         help="lower ones are delivered first (default: 0)")  # fmt: skip
     sender.add_argument("--oob", action="store_true",
                         help="out of band: at once, to all who are there now")  # fmt: skip
-    peeker.add_argument("--offset", metavar="N", type=count, default=0,
+    peeker.add_argument("--offset", metavar="N", type=_count, default=0,
                         help="pass over so many (default: 0)")  # fmt: skip
-    peeker.add_argument("--limit", metavar="N", type=count, default=10,
+    peeker.add_argument("--limit", metavar="N", type=_count, default=10,
                         help="at most so many, 0 for all (default: 10)")  # fmt: skip
     takes_part = listener.add_mutually_exclusive_group()
     takes_part.add_argument("--ack", action="store_true", help="acknowledge each message")
@@ -111,6 +111,13 @@ def _priority(text: str) -> int:
     if not (digits.isascii() and digits.isdigit() and int(digits) <= 2**53):
         raise ArgumentTypeError(f"must be a whole number, -2**53 to 2**53, not {text!r}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    """Return a number of messages, for argparse."""
+    if (found := count(text)) > 2**53:
+        raise ArgumentTypeError("must be at most 2**53")
+    return found
 
 
 def _client(session: Session) -> "FanoutClient":

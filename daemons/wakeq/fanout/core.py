@@ -11,6 +11,7 @@ from wakeq.errors import RoomError, WakeqError
 from wakeq.fanout import rooms
 from wakeq.fanout.calling import Steps, call, call_all
 from wakeq.fanout.records import (
+    NUMBER_MOST,
     RoomMetrics,
     add_up,
     read_metrics,
@@ -160,8 +161,8 @@ class Core:
     def peek(self, room: str, offset: int, limit: int | None) -> Steps:
         checked("room", room)
         for name, value in (("offset", offset), ("limit", limit or 0)):
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be 0 or more, not {value!r}")
+            if not isinstance(value, int) or not 0 <= value <= NUMBER_MOST:
+                raise ValueError(f"{name} must be 0 to 2**53, not {value!r}")
         if limit == 0:
             return []
         reply = yield from call(self.servers, self.rooms.peek(room, offset, limit))

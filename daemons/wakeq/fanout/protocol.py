@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from wakeq.errors import RefusedError, RoomError, UnavailableError
-from wakeq.fanout.records import Metrics, Queued, RoomMetrics, RoomState
+from wakeq.fanout.records import NUMBER_MOST, Metrics, Queued, RoomMetrics, RoomState
 from wakeq.settings import nearest
 
 _TEXT = (str, "text")
-_NUMBER = (int, "a whole number")
+_NUMBER = (int, "a whole number, -2**53 to 2**53")
 _ANY = (object, "")
 # What each operation takes besides `op` and `ref`; those with True must be there.
 _FIELDS: dict[str, dict[str, tuple[type, str, bool]]] = {
@@ -133,7 +133,7 @@ def read(line: bytes) -> Asked:
         raise BadRequest("bad-request", what + _hint(op, _FIELDS), ref)
     for name, value in found.items():
         rule = known.get(name)
-        if rule is not None and type(value) is rule[0]:
+        if rule is not None and type(value) is str and rule[0] is str:
             continue  # by far the most frequent
         if rule is None:
             text = f"{op} has no field {_short(name)}{_hint(name, (*known, 'ref'))}"
@@ -151,6 +151,8 @@ def read(line: bytes) -> Asked:
 def _is(kind: type, value: object) -> bool:
     if isinstance(value, bool):
         return False
+    if isinstance(value, int) and abs(value) > NUMBER_MOST:
+        return False  # neither Redis nor those who read the answer could do with it
     return isinstance(value, int | float if kind is float else kind)
 
 

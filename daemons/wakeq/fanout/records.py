@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 _COUNTERS = ("acknowledged", "timeouts", "dropped", "refused", "missed", "invalid")
-_PRIORITY_MOST = 2**53
+NUMBER_MOST = 2**53  # beyond it, scores and the numbers of Lua and JSON have gaps
 
 
 class Queued(NamedTuple):
@@ -162,7 +162,7 @@ def read_message(raw: bytes, priority: bytes | None = None) -> Queued:
     rank = None
     if priority is not None:
         score = float(priority)
-        rank = int(score) if math.isfinite(score) else int(math.copysign(_PRIORITY_MOST, score))
+        rank = int(score) if math.isfinite(score) else int(math.copysign(NUMBER_MOST, score))
     # The length may cut a character in two, if somebody else has written it.
     return Queued(raw[:16].decode(), raw[end:], raw[21:end].decode(errors="replace"), rank)
 

@@ -75,13 +75,13 @@ from typing import Any
 
 from wakeq import keys
 from wakeq.errors import RoomError
+from wakeq.fanout.records import NUMBER_MOST
 from wakeq.scripts import Script
 from wakeq.wire import Argument, Command
 
 MODES = ("sync", "async", "observer")
 CLIENTS_MOST = 1000  # that one request names
 _NAME_BYTES_MOST = 1000
-_PRIORITY_MOST = 2**53
 
 _WHY = {
     "not-subscribed": "client {client} is not subscribed to room {room}",
@@ -234,7 +234,7 @@ def checked_priority(priority: object) -> int:
     """Return a priority if it is one; see `checked`."""
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise TypeError(f"priority must be an int, not {priority!r}")
-    if abs(priority) > _PRIORITY_MOST:
+    if abs(priority) > NUMBER_MOST:
         raise ValueError(f"priority must be -2**53 to 2**53, not {priority}")
     return priority
 
