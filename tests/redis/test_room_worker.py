@@ -106,6 +106,9 @@ class Awaited:
     def metrics(self) -> WorkerMetrics:
         return self._worker.metrics()
 
+    def _leave_index(self, room: str) -> None:
+        self._run(self._worker._leave_index(room))
+
 
 @pytest.fixture(params=[FanoutWorker, Awaited], ids=["blocking", "asyncio"])
 def kind(request: pytest.FixtureRequest) -> Any:
@@ -599,6 +602,59 @@ def test_a_client_that_is_removed_is_told(
                     ("r", "removed", "not-subscribed")}  # fmt: skip
         wait_until(lambda: ejected == expected, message=f"{ejected}")
         assert worker.metrics().ejected == 3
+
+
+def test_a_process_that_tells_who_was_removed_keeps_the_room(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    ejected: list[str] = []
+    terms = FanoutTerms(name="push", timeout=300)
+    with kind(Seen(), redis.url, terms, on_ejected=lambda _, *who: ejected.extend(who)) as worker:
+        for client in ("removed", "stays"):
+            worker.subscribe("r", client)
+        with Rings("push", redis) as rings:
+            rooms.unsubscribe("r", "removed")
+            wait_until(lambda: ejected == ["removed", "not-subscribed"], message=f"{ejected}")
+            assert "-" not in rings.holders()
+
+
+def test_a_process_that_finds_out_that_somebody_has_joined_just_now_keeps_the_room(
+    kind: Any, redis: RedisServer
+) -> None:
+    with kind(Seen(), redis.url, FanoutTerms(name="push", timeout=300)) as worker:
+        worker.subscribe("r", "a")
+        with Rings("push", redis) as rings:
+            worker._leave_index("r")
+            assert "-" not in rings.holders()
+        assert redis.client().smembers(keys.worker_rooms("push")) == {b"r"}
+
+
+class Rings:
+    """Hears what is rung for a worker, from when one of its processes has the room r."""
+
+    def __init__(self, worker: str, redis: RedisServer) -> None:
+        self._client = redis.client()
+        self._worker = worker
+        self._heard = self._client.pubsub(ignore_subscribe_messages=True)
+
+    def __enter__(self) -> Rings:
+        request = Rooms(self._worker, "another process").ping("r", [])
+        wait_until(lambda: self._client.execute_command(*request.command)[1] == -1)
+        self._heard.subscribe(keys.BELL + self._worker, "end")
+        return self
+
+    def holders(self) -> list[str]:
+        """Return which process had the room at each ring so far; "-": none."""
+        wait_until(lambda: self._client.publish("end", "") == 1)
+        found = []
+        for event in self._heard.listen():
+            if event["channel"] == b"end":
+                break
+            found.append(event["data"].split(b" ")[4].decode())
+        return found
+
+    def __exit__(self, *error: object) -> None:
+        self._heard.close()
 
 
 def test_clients_are_kept_alive(kind: Any, rooms: FanoutClient, redis: RedisServer) -> None:

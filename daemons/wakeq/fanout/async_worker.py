@@ -308,7 +308,7 @@ class AsyncFanoutWorker:
         key = keys.worker_rooms(self.name)
         try:
             await self._drive(call(self._servers, Request(key, ("SREM", key, room))))
-            reply = await self._drive(call(self._servers, self._office.rooms.ping(room, [])))
+            reply = await self._drive(call(self._servers, self._office.whether_known(room)))
             if reply[1]:
                 await self._drive(call(self._servers, Request(key, ("SADD", key, room))))
                 self._office.desk(room)
@@ -386,7 +386,7 @@ class AsyncFanoutWorker:
                     await on_timeout(desk.room, client)
 
     async def _reason(self, room: str, client: str) -> str:
-        request = self._office.rooms.ping(room, [client])
+        request = self._office.why_ejected(room, client)
         try:
             reply = await self._drive(call(self._servers, request))
         except WakeqError as error:

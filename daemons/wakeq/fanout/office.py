@@ -160,6 +160,21 @@ class Office:
         self._broken.discard(desk.room)
         return self.desks.pop(desk.room, None) is not None
 
+    def whether_known(self, room: str) -> Request:
+        """Return what asks for the version of the worker's list of clients, 0 if it has none.
+
+        It names the lease, because without one the room would be given up.
+        """
+        return self.rooms.ping(room, [], 0, self._timeout_ms)
+
+    def why_ejected(self, room: str, client: str) -> Request:
+        """Return what asks why somebody is no client of the worker any more.
+
+        It is asked as by nobody: the worker would give the room up with it. Nothing is wrong with
+        a client, for nobody, that has another worker now.
+        """
+        return self.core.rooms.ping(room, [client])
+
     # -- pings -------------------------------------------------------------------------------
 
     def _ping_in(self, desk: Desk, seconds: float) -> None:

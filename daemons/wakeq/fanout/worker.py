@@ -279,7 +279,7 @@ class FanoutWorker:
         key = keys.worker_rooms(self.name)
         try:
             self._servers.call(key, "SREM", key, room)
-            request = self._office.rooms.ping(room, [])
+            request = self._office.whether_known(room)
             if drive(self._servers, call(self._servers, request))[1]:
                 self._servers.call(key, "SADD", key, room)
                 with self._lock:
@@ -342,7 +342,7 @@ class FanoutWorker:
                     on_timeout(desk.room, client)
 
     def _reason(self, room: str, client: str) -> str:
-        request = self._office.rooms.ping(room, [client])
+        request = self._office.why_ejected(room, client)
         try:
             reply = drive(self._servers, call(self._servers, request))
         except WakeqError as error:
