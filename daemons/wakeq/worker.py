@@ -8,6 +8,7 @@ one, of one Python.
 import ctypes
 import marshal
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -105,6 +106,9 @@ class Worker:
                 preexec_fn=tied(),  # noqa: PLW1509  (daemons have one thread)
             )
         loop.watch(self._socket.fileno(), self.receive)
+        # What it has forked may keep the other end of the socket open, and so its end unheard.
+        self._ended = os.pidfd_open(self._process.pid)
+        loop.watch(self._ended, self._receive_rest)
 
     def ask(self, said: Any) -> None:
         """Say something to it; if it has ended, that is told as an answer, later."""
@@ -139,7 +143,20 @@ class Worker:
     def end(self) -> None:
         """End it and what it runs; nothing more is told."""
         if self._socket.fileno() >= 0:
+            self._loop.forget(self._ended)
+            os.close(self._ended)
             self._loop.forget(self._socket.fileno())
             self._socket.close()
             self.kill()
             self._process.wait()
+
+    def _receive_rest(self) -> None:
+        """Take what it has said before it ended, and tell that it has."""
+        self._loop.forget(self._ended)
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        while self._socket.fileno() >= 0 and poll.poll(0):
+            self.receive()
+        if self._socket.fileno() >= 0:
+            self.end()
+            self._on_answer(self, None)

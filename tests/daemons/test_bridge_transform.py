@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,19 @@ from bridge_host import CHANNEL, HOST, STREAM, BridgeHost, bridge_host, workers_
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
 from wakeq.scripts import Script
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[int]:
+    """Provide what is readable when a process has ended; end it."""
+    end = os.pidfd_open(pid)
+    try:
+        yield end
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(end, signal.SIGKILL)
+        os.close(end)
+
 
 ID = f"{HOST}/clicks/1".encode()
 
@@ -263,6 +278,42 @@ def transform(message):
     host.wait_begun()
     host.publish("once")
     host.wait_entries(1)
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("own_session", [False, True])
+def test_the_end_of_a_worker_is_known_although_what_it_forked_lives_on(
+    host: BridgeHost, own_session: bool
+) -> None:
+    code = f"""
+import os, signal
+def transform(message):
+    if message.text() == "fork" and not (child := os.fork()):
+        if {own_session}:
+            os.setsid()
+        with open(__file__ + ".child", "w") as file:
+            file.write(str(os.getpid()) + "\\n")
+        while True:
+            signal.pause()
+    return message.body
+"""
+    host.configure(transform=host.code(code))
+    daemon = host.start()
+    host.wait_begun()
+    host.publish("fork")
+    host.wait_entries(1)
+    path = host.app_dir / "shop.py.child"
+    wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
+    child = int(path.read_text())
+    with watched(child) as end:
+        (worker,) = workers_of(daemon)
+        os.kill(worker, signal.SIGKILL)
+        daemon.wait_log("a worker ended, starting another one")
+        host.publish("next")
+        assert [entry[b"body"] for entry in host.wait_entries(2)] == [b"fork", b"next"]
+        if own_session:
+            signal.pidfd_send_signal(end, signal.SIGKILL)
+        assert select.select([end], [], [], 30)[0], "what is of its group ends with it"
     assert daemon.stop() == 0
 
 

@@ -83,6 +83,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         # The loop knows no writing: this is readable for it when the process takes more.
         self._takes: select.epoll | None = None
+        self._ended = -1  # readable when the process has ended
         self._waits = self._finishes = False
 
     @property
@@ -105,6 +106,9 @@ class Worker:
         self._takes = select.epoll()
         self._takes.register(ours.fileno(), select.EPOLLOUT)
         self._loop.watch(ours.fileno(), self._hear)
+        # What it has forked may keep the other end of the socket open, and so its end unheard.
+        self._ended = os.pidfd_open(self._process.pid)
+        self._loop.watch(self._ended, self._hear_rest)
         skips = [list(place) for place, count in self.crashes.items()
                  if count >= self._settings["max_crashes"]]  # fmt: skip
         self.say(talk.SETTINGS, self._settings | {"careful": careful, "skips": skips})
@@ -141,6 +145,8 @@ class Worker:
             return 0
         assert self._process is not None
         assert self._takes is not None
+        self._loop.forget(self._ended)
+        os.close(self._ended)
         self._loop.forget(self._talk.fileno())
         self._loop.forget(self._takes.fileno())
         self._takes.close()
@@ -176,3 +182,14 @@ class Worker:
             return
         for said in heard:
             self._on_said(self, said)
+
+    def _hear_rest(self) -> None:
+        """Hear what the process has said before it ended, and that it has."""
+        assert self._talk is not None
+        self._loop.forget(self._ended)
+        poll = select.poll()
+        poll.register(self._talk.fileno(), select.POLLIN)
+        while self._talk is not None and poll.poll(0):
+            self._hear()
+        if self._talk is not None:
+            self._on_said(self, None)
