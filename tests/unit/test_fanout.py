@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redis_servers import wait_until
 from wakeq.fanout import protocol
 from wakeq.fanout.clerk import Clerk
+from wakeq.fanout.door import Door
 from wakeq.fanout.patience import Patience
 from wakeq.fanout.peer import Limits, Peer
 from wakeq.fanout.records import Queued
@@ -248,3 +250,43 @@ def test_a_fault_of_ours_is_an_answer_and_logged_and_ends_at_most_that_connectio
     assert event == "failed to carry out a request"
     assert "KeyError: 'of ours'" in detail
     assert peer.closed == begun
+
+
+@pytest.mark.parametrize("why", ["busy", "quiet"])
+def test_what_comes_from_who_must_wait_is_received_and_its_end_noticed_once(why: str) -> None:
+    taken: list[bytes | None] = []
+    loop: Any = SimpleNamespace(watch=lambda *_: None, forget=lambda *_: None)
+    host: Any = SimpleNamespace(
+        greet=lambda sock: Peer(sock, "client", LIMITS),
+        take=lambda peer, line: taken.append(line),
+        part=lambda peer: None,
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    door = Door(loop, [listener], 10, 1.0)
+    door.host = host
+    door.open()
+    theirs = socket.create_connection(listener.getsockname())
+    wait_until(lambda: turned(door) and bool(door.peers))
+    (peer,) = door.peers.values()
+    if why == "quiet":
+        door.quiet()
+    peer.busy = why == "busy"
+    before = peer.heard_at
+
+    theirs.sendall(b"one\n")
+    wait_until(lambda: turned(door) and peer.has_line)
+    theirs.close()
+    wait_until(lambda: turned(door) and peer.ended)
+
+    assert peer.heard_at > before
+    assert door._epoll.poll(0) == []
+    assert taken == []
+    door.close()
+    listener.close()
+
+
+def turned(door: Door) -> bool:
+    """Do what a turn of the loop does."""
+    door._poll()
+    door.flush()
+    return True

@@ -124,13 +124,17 @@ class Door:
             if events & ~_READS:
                 self._unsent.add(peer)
             if peer.wants_more:
-                line = None if peer.busy or self._quiet else peer.receive_line()
-                if line is None:
-                    self.pump(peer)
-                    continue
-                self.host.take(peer, line)
-                if peer.is_odd:
-                    self._pumped.add(peer)
+                self._receive(peer)
+
+    def _receive(self, peer: Peer) -> None:
+        if peer.busy or self._quiet:
+            peer.receive()  # it waits here, else it would be told of for ever
+        elif (line := peer.receive_line()) is not None:
+            self.host.take(peer, line)
+            if peer.is_odd:
+                self._pumped.add(peer)
+            return
+        self.pump(peer)
 
     def _accept(self, fd: int) -> None:
         for listener in self._listeners:
