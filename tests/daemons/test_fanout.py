@@ -15,7 +15,7 @@ import pytest
 from conftest import NotifySocket
 from fanout_host import FanoutHost
 from redis_servers import Cluster, RedisServer, wait_until
-from wakeq import FanoutClient
+from wakeq import FanoutClient, keys
 
 VALUES: list[Any] = [
     *(None, True, 0, -1.5, "", "text", "5", "null", '{"not": "an object"}', "a\nb\r\u2028", "ü😀"),
@@ -709,6 +709,29 @@ def test_a_wrong_password_is_told_to_who_asks(host: FanoutHost, own_redis: Redis
     assert client.refused("send", room="r", data=1) == "refused"
     assert client.refused("subscribe", room="r") == "refused"
     client.done("ping")
+
+
+def test_who_cannot_be_unsubscribed_is_told_why_and_leaves_when_that_is_over(
+    host: FanoutHost, own_redis: RedisServer
+) -> None:
+    host.env["WAKEQ_REDIS_URL"] = own_redis.url
+    host.start()
+    client, other = host.member("r"), host.member("other")
+    redis = own_redis.client()
+    members, rights = keys.room("r")[3], ("ACL", "SETUSER", "default")
+
+    redis.execute_command(*rights, "-eval", "-evalsha")
+    assert client.refused("unsubscribe", room="r") == "refused"
+    redis.execute_command(*rights, "+eval", "+evalsha")
+    host.wait_clients("r", 0)
+
+    client.done("subscribe", room="r")
+    redis.rename(members, "{r}elsewhere")
+    redis.set(members, "broken")
+    assert client.refused("unsubscribe", room="r") == "failed"
+    redis.rename("{r}elsewhere", members)
+    host.wait_clients("r", 0)
+    other.done("ping", room="other")
 
 
 def test_an_idle_client_costs_one_command_for_each_ping_interval(

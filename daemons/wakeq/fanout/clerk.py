@@ -172,14 +172,14 @@ class Clerk:
 
     def _unsubscribe(self, peer: Peer, ref: object, fields: dict[str, Any]) -> None:
         room = fields["room"]
-        client = self._client(peer, room)
+        self._client(peer, room)
         peer.busy = True
 
-        def told(code: str) -> None:
-            if code == "unavailable":
+        def told(error: Exception | None) -> None:
+            if isinstance(error, UnavailableError):
                 text = "Redis does not answer; the client leaves as soon as it does"
                 self._refuse(peer, ref, UnavailableError(text))
-            elif code and (error := rooms.refused(room, [client.encode(), code.encode()])):
+            elif error is not None:
                 self._refuse(peer, ref, error)
             else:
                 self._grant(peer, ref)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from wakeq.fanout import protocol, rooms
+from wakeq.fanout import rooms
 from wakeq.fanout.calling import call
 from wakeq.fanout.link import Link
 from wakeq.fanout.office import Office
@@ -15,7 +15,7 @@ from wakeq.fanout.rooms import CLIENTS_MOST
 
 _AGAIN_SECONDS = 1.0
 
-Told = Callable[[str], None]  # with a code; empty: it is done
+Told = Callable[[Exception | None], None]  # with what is wrong; None: it is done
 _Waiting = dict[str, dict[str, list[Told]]]  # by room and client
 
 
@@ -94,17 +94,18 @@ class Leaver:
     ) -> None:
         del self._asked[room]
         desk = self._office.desk(room)
-        codes: dict[str, str] = {}
+        failed: dict[str, Exception | None] = {}
         if error is not None:
-            codes = dict.fromkeys(some, protocol.code_of(error))
+            failed = dict.fromkeys(some, error)
             self._office.after(_AGAIN_SECONDS, desk, partial(self._try_again, room, list(some)))
         else:
-            codes = dict(rooms.failures(reply))
+            for client, code in rooms.failures(reply):
+                failed[client] = rooms.refused(room, [client.encode(), code.encode()])
             for client in some:
                 desk.end_leave(client)
         for client, callbacks in some.items():
             for told in callbacks:
-                told(codes.get(client, ""))
+                told(failed.get(client))
 
     def _try_again(self, room: str, clients: list[str]) -> None:
         for client in clients:
