@@ -157,6 +157,14 @@ def test_who_joined_during_a_round_is_not_given_it(desk: Desk) -> None:
     assert "c" in {message.client for message in handed_out(desk)}
 
 
+def test_who_was_subscribed_by_others_is_seen_when_somebody_joins_here_again(desk: Desk) -> None:
+    desk.take_joined("a", "sync", [0, V + 1, 0, 0])  # by now there is c, which is what V + 1 says
+    # Redis names the clients to who does not know them: in that version.
+    assert desk.version == -1
+    desk.take_look(next_ask(desk), look(version=V + 1, members=[b"a", b"b", b"c"]))
+    assert set(desk.seats) == {"a", "b", "c"}
+
+
 def test_a_look_from_before_somebody_joined_here_removes_nobody(desk: Desk) -> None:
     desk.doubt_look()
     ask = next_ask(desk)

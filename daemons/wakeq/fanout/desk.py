@@ -186,8 +186,10 @@ class Desk:
         known = self.seats.get(client)
         if known is None or known.mode != mode:
             self.seats[client] = Seat(mode, since, joined)
-        # Else others have joined or left as well; a look tells, also if this one is out again.
-        self.version = version if version == self.version + 1 else -1
+        # Else others have joined or left, as well or alone; a look tells, also if this one is out
+        # again.
+        is_this = known is None and version == self.version + 1
+        self.version = version if is_this else -1
         self.doubt()
 
     def begin_leave(self, client: str) -> None:
