@@ -219,6 +219,30 @@ def test_redis_that_does_not_answer_is_told_and_others_are_not_held_up(
             host.close()
 
 
+def test_who_is_taken_over_before_it_has_joined_hears_that_it_was_not_subscribed(
+    short_dir: Path, own_redis: RedisServer
+) -> None:
+    with FaultProxy(own_redis.url) as proxy:
+        host = FanoutHost(short_dir, proxy.url)
+        try:
+            host.start()
+            first, second, other = (host.client() for _ in range(3))
+            other.done("peek", room="r")
+            proxy.replies.held = True
+            first.say("subscribe", room="r", client="ada")
+            other.done("ping")  # by now it has been asked for
+            second.say("subscribe", room="r", client="ada")
+            assert first.event() == {"event": "ejected", "room": "r", "reason": "taken-over"}
+            proxy.heal()
+            answer = first.hear()
+            assert (answer["ok"], answer.get("error")) == (False, "taken-over")
+            assert second.hear()["ok"]
+            assert first.refused("ping", room="r") == "taken-over"
+            second.done("ping", room="r")
+        finally:
+            host.close()
+
+
 @pytest.mark.parametrize("kills", [0, 1], ids=["requests", "rings"])
 def test_that_one_of_two_connections_was_lost_is_taken_back(
     hosts: list[FanoutHost], own_redis: RedisServer, notify_socket: NotifySocket, kills: int

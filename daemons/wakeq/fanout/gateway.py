@@ -13,7 +13,7 @@ from math import inf
 from typing import Any
 
 from wakeq.backoff import Backoff
-from wakeq.errors import WakeqError
+from wakeq.errors import RoomError, WakeqError
 from wakeq.fanout import protocol
 from wakeq.fanout.bell import Bell
 from wakeq.fanout.calling import call
@@ -266,7 +266,9 @@ class Gateway:
                 del self._joining[here]
             if self._member(room, client) is not peer:
                 self.leave(room, client)  # it has hung up meanwhile, or another one has come
-                held.clear()
+                if error is None:
+                    code = peer.gone.get(room, "not-subscribed")
+                    error = RoomError(code, f"this connection was ejected from room {room}")
             elif error is not None:
                 self._forget(peer, room)
                 self.leave(room, client)  # the reply may have been lost
