@@ -145,16 +145,22 @@ def bridge_group(bridge: str) -> str:
 
 
 def bridge_lease(channel: str, bridge: str) -> str:
-    """HASH, expires: a bridge: which instance takes the messages of a channel, until when.
-
-    CHANNEL, of the same name: a mark between the messages of one instance and those of the next.
-    """
+    """HASH, expires: a bridge: which instance takes the messages of a channel, until when."""
     return f"{prefix(channel)}:bridge:{bridge}"
 
 
-def bridge_line(channel: str, bridge: str, process: str) -> str:
+def bridge_marks(channel: str, bridge: str, db: int) -> str:
+    """CHANNEL: a mark between the messages of one instance of a bridge and those of the next.
+
+    All databases of a Redis have the same channels: bridges of one name in two of them must not
+    take each other's marks for their own.
+    """
+    return f"{prefix(channel)}:bridge:{bridge}:marks:db{db}"
+
+
+def bridge_line(channel: str, bridge: str, db: int, process: str) -> str:
     """CHANNEL: a process of a bridge is subscribed to it for as long as it can hear."""
-    return f"{prefix(channel)}:bridge:{bridge}:line:{process}"
+    return f"{prefix(channel)}:bridge:{bridge}:line:db{db}:{process}"
 
 
 def bridge_instances(channel: str, bridge: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge_host import CHANNEL, HOST, BridgeHost, bridge_host, stopped, workers_of
+from bridge_host import CHANNEL, HOST, STREAM, BridgeHost, bridge_host, stopped, workers_of
 from conftest import NotifySocket
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
@@ -19,7 +19,7 @@ from wakeq.scripts import Script
 from wakeup_host import Daemon
 
 LEASE = keys.bridge_lease(CHANNEL, "clicks")
-LINE = keys.bridge_line(CHANNEL, "clicks", "")
+LINE = keys.bridge_line(CHANNEL, "clicks", 0, "")
 
 
 @pytest.fixture
@@ -173,10 +173,28 @@ def test_takes_a_channel_from_one_that_stops_also_while_much_waits_in_memory(
     assert host.numbers() == list(range(5100))
 
 
+def test_bridges_of_one_name_in_two_databases_take_each_message_both(host: BridgeHost) -> None:
+    first = host.start()
+    host.wait_begun()
+    client = host.server.client(db=1)
+    second = host.launch(WAKEQ_REDIS_URL=f"{host.server.url}?db=1")
+    wait_until(lambda: client.hget(LEASE, "begun") == b"1", 30)
+    numbers = [b"%d" % number for number in range(50)]
+    host.publish(*numbers)
+    for of_it in (host.redis, client):
+        wait_until(lambda of_it=of_it: of_it.xlen(STREAM) >= 50, 20)
+        assert [fields[b"body"] for _, fields in of_it.xrange(STREAM)] == numbers
+    assert second.stop() == 0
+    host.publish("last")
+    host.wait_entries(51)
+    assert first.stop() == 0
+
+
 def test_marks_of_one_that_does_not_hold_the_channel_are_refused(host: BridgeHost) -> None:
     host.start()
     host.wait_begun()
-    assert Script("bridge_begin").call(host.connection(), [LEASE], ["somebody", "", 1]) == 0
+    arguments = ["somebody", "", 1, keys.bridge_marks(CHANNEL, "clicks", 0)]
+    assert Script("bridge_begin").call(host.connection(), [LEASE], arguments) == 0
     host.publish("still")
     host.wait_entries(1)
 

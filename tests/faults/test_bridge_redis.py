@@ -38,7 +38,7 @@ def unread(host: BridgeHost) -> int:
 def marks_of(host: BridgeHost) -> Iterator[Any]:
     """Provide what hears the marks of the channel."""
     with host.redis.pubsub() as marks:
-        marks.subscribe(keys.bridge_lease(CHANNEL, "clicks"))
+        marks.subscribe(keys.bridge_marks(CHANNEL, "clicks", 0))
         wait_until(lambda: (marks.get_message() or {}).get("type") == "subscribe")
         yield marks
 

@@ -16,7 +16,7 @@ from wakeq.wire import Connection, ServerError
 CHANNEL, STREAM, LIST, IDS = "news", "out", "jobs", "consumer:ids"
 GROUP = keys.bridge_group("b")
 LEASE, INSTANCES = keys.bridge_lease(CHANNEL, "b"), keys.bridge_instances(CHANNEL, "b")
-LINE = keys.bridge_line(CHANNEL, "b", "")
+LINE, MARKS = keys.bridge_line(CHANNEL, "b", 0, ""), keys.bridge_marks(CHANNEL, "b", 0)
 STATS, DEAD, RETRY = keys.stats(STREAM, GROUP), keys.dead(STREAM, GROUP), keys.retry(STREAM, GROUP)
 LEASE_MS = 10_000
 
@@ -39,10 +39,11 @@ class Bridges:
         return self.run("bridge_hold", [LEASE, INSTANCES], *arguments)
 
     def begin(self, who: str, confirmed: int = 1) -> Any:
-        return self.run("bridge_begin", [LEASE], f"p{who}", f"probe {who}", confirmed)
+        return self.run("bridge_begin", [LEASE], f"p{who}", f"probe {who}", confirmed, MARKS)
 
     def leave(self, who: str, stops: int = 1) -> Any:
-        return self.run("bridge_leave", [LEASE, INSTANCES], f"host/{who}", f"p{who}", stops)
+        arguments = [f"host/{who}", f"p{who}", stops, MARKS]
+        return self.run("bridge_leave", [LEASE, INSTANCES], *arguments)
 
     def publish(self, number: int, *adds: Any, worker: str = "w", entry: str = "") -> Any:
         names = [STREAM, keys.bridge_batch(STREAM, "b", worker), STATS, DEAD, RETRY]
@@ -134,8 +135,8 @@ def test_a_clock_that_was_set_back_holds_a_channel_for_no_longer(bridges: Bridge
 
 def test_a_mark_is_sent_by_who_holds_the_channel_alone(bridges: Bridges) -> None:
     marks = bridges.client.pubsub(ignore_subscribe_messages=True)
-    marks.subscribe(LEASE)
-    wait_until(lambda: bridges.client.pubsub_numsub(LEASE)[0][1] == 1)
+    marks.subscribe(MARKS)
+    wait_until(lambda: bridges.client.pubsub_numsub(MARKS)[0][1] == 1)
     bridges.hold("a")
     assert bridges.begin("b") == 0
     assert bridges.begin("a") == 1

@@ -12,10 +12,12 @@ class Channel:
         name: the channel, or the pattern.
         bridge: the bridge's name.
         kinds: what stands before SUBSCRIBE: nothing, P for a pattern, S for a shard's channel.
+        db: the database in which the bridge keeps its books.
 
     Attributes:
         name, raw: the channel, or the pattern.
-        lease, instances: keys, see bridge_hold.lua; marks come by the channel `lease`.
+        lease, instances: keys, see bridge_hold.lua.
+        mark_line: the channel by which marks come.
         line: what the channels begin with that living processes listen to.
         subscription: the connection by which its messages come.
         probe: a channel that is subscribed right after it: whether Redis has carried that out is
@@ -28,11 +30,12 @@ class Channel:
         marks: how many of our marks are out that have not been met yet.
     """
 
-    def __init__(self, name: str, bridge: str, kinds: tuple[str, ...]) -> None:
+    def __init__(self, name: str, bridge: str, kinds: tuple[str, ...], db: int = 0) -> None:
         self.name = name
         self.lease = keys.bridge_lease(name, bridge)
         self.instances = keys.bridge_instances(name, bridge)
-        self.line = keys.bridge_line(name, bridge, "")
+        self.line = keys.bridge_line(name, bridge, db, "")
+        self.mark_line = keys.bridge_marks(name, bridge, db)
         self.subscription: Subscription | None = None
         self.held = False
         self.holder = ""
@@ -91,14 +94,14 @@ class Channel:
             self.awaited += 1
 
 
-def channels(settings: Bridge, bridge: str) -> list[Channel]:
+def channels(settings: Bridge, bridge: str, db: int = 0) -> list[Channel]:
     """Return the channels that a bridge's settings name; none if its source is a list."""
     if settings.channel:
-        return [Channel(settings.channel, bridge, ("",))]
+        return [Channel(settings.channel, bridge, ("",), db)]
     if settings.pattern:
-        return [Channel(settings.pattern, bridge, ("P",))]
+        return [Channel(settings.pattern, bridge, ("P",), db)]
     # Both ways: whoever publishes chooses, and each message comes by one of them.
-    return [Channel(name, bridge, ("S", "")) for name in settings.shard_channels]
+    return [Channel(name, bridge, ("S", ""), db) for name in settings.shard_channels]
 
 
 def describe(settings: Bridge) -> str:

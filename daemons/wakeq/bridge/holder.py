@@ -83,7 +83,7 @@ class Holder:
         self._instances = 1
         self._hold, self._begin = Script("bridge_hold"), Script("bridge_begin")
         self._leave = Script("bridge_leave")
-        self._of_mark = {channel.lease.encode(): channel for channel in channels}
+        self._of_mark = {channel.mark_line.encode(): channel for channel in channels}
         self._of_name = {channel.name.encode(): channel for channel in channels}
 
     @property
@@ -116,7 +116,7 @@ class Holder:
             channel.subscription = by_node[node]
         for subscription in by_node.values():
             of_it = [c for c in self.channels if c.subscription is subscription]
-            subscription.subscribe_marks([c.lease for c in of_it])
+            subscription.subscribe_marks([c.mark_line for c in of_it])
             subscription.ask("SUBSCRIBE", *(c.line + self._process for c in of_it))
 
     def disconnect(self) -> bool:
@@ -173,6 +173,7 @@ class Holder:
         for channel in due:
             names: list[Argument] = [channel.lease]
             arguments: list[Argument] = [self._process, channel.probe, int(channel.confirmed)]
+            arguments.append(channel.mark_line)
             requests.append(Request(self._begin, names, arguments))
         for channel, began in zip(due, self._link.run(requests), strict=True):
             if began >= 0:
@@ -256,5 +257,6 @@ class Holder:
         for channel in channels:
             channel.held = channel.owes_mark = False
             names: list[Argument] = [channel.lease, channel.instances]
-            requests.append(Request(self._leave, names, [self._name, self._process, stops]))
+            arguments: list[Argument] = [self._name, self._process, stops, channel.mark_line]
+            requests.append(Request(self._leave, names, arguments))
         return self._link.run(requests)

@@ -54,8 +54,9 @@ class Keeper:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         identity = (self._instance, self._registrar.process)
         self._holder = Holder(
-            self._link, channels(settings, self._bridge), identity, settings.lease, self._subscribe
-        )
+            self._link, channels(settings, self._bridge, self._link.url.db), identity,
+            settings.lease, self._subscribe,
+        )  # fmt: skip
         self._crew = Crew(self._loop, service.log, settings.workers, self._told(), self._supply)
         self._reporter = Reporter(self._loop, service, settings, self._crew, self._holder)
         self._backoff = Backoff()

@@ -1,10 +1,11 @@
 -- bridge_begin: put a mark between the messages of those before and of the caller.
 --
 -- KEYS[1]  wakeq:{C}:bridge:B  HASH  which instance of the bridge takes the messages of a channel,
---                                    see bridge_hold.lua; also the name of the channel of the marks
+--                                    see bridge_hold.lua
 -- ARGV[1]  process    the caller, which has asked to be subscribed
 -- ARGV[2]  probe      a channel that it has subscribed to right after that
 -- ARGV[3]  confirmed  1 if it has seen the reply, 0 if not yet
+-- ARGV[4]  marks      the channel of the marks
 --
 -- Returns 1 if the mark is out, 0 if the caller does not have the channel (any more), -1 if it is not
 -- subscribed yet.
@@ -20,6 +21,6 @@ if ARGV[3] ~= '1' then
     return -1
   end
 end
-redis.call('PUBLISH', KEYS[1], ARGV[1])
+redis.call('PUBLISH', ARGV[4], ARGV[1])
 redis.call('HSET', KEYS[1], 'begun', '1')
 return 1
