@@ -160,6 +160,16 @@ def test_the_name_of_an_instance_is_one_processes_alone(host: BridgeHost) -> Non
     assert "NAME:2" in second.lines[-1]
 
 
+def test_a_long_lease_lets_no_name_run_out(host: BridgeHost) -> None:
+    host.configure(lease="10min")
+    daemon = host.start()
+    host.wait_begun()
+    alive = keys.alive(STREAM, keys.bridge_group("clicks"), f"{HOST}/clicks")
+    wait_until(lambda: 0 < host.redis.pttl(alive) < 24_000, 30, "time passes")
+    wait_until(lambda: host.redis.pttl(alive) > 27_000, 30, "the name is kept")
+    assert daemon.stop() == 0
+
+
 def test_trim_and_status_know_the_stream(host: BridgeHost) -> None:
     host.start()
     assert host.redis.sismember(keys.STREAMS, STREAM)

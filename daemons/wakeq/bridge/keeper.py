@@ -19,7 +19,7 @@ from wakeq.bridge.crew import Crew, Supplied
 from wakeq.bridge.holder import Holder
 from wakeq.bridge.link import Link
 from wakeq.bridge.reader import SWITCH_SECONDS, Memory
-from wakeq.bridge.registrar import Registrar
+from wakeq.bridge.registrar import LIFETIME_SECONDS, Registrar
 from wakeq.bridge.reporter import Reporter
 from wakeq.bridge.subscription import Subscription
 from wakeq.bridge.talk import Run
@@ -59,6 +59,8 @@ class Keeper:
         )  # fmt: skip
         self._crew = Crew(self._loop, service.log, settings.workers, self._told(), self._supply)
         self._reporter = Reporter(self._loop, service, settings, self._crew, self._holder)
+        # The name and the ids are to be kept as well, however long the lease.
+        self._beat_seconds = min(settings.lease, LIFETIME_SECONDS) / 3
         self._backoff = Backoff()
         self._deadline = 0.0  # for the start
         self._connected = False
@@ -141,7 +143,7 @@ class Keeper:
         elif self._crew.ready:
             self._registrar.put_back(self._crew.all_ids)
             self._registrar.requeue()
-        self._in(self._settings.lease / 3)
+        self._in(self._beat_seconds)
         self._backoff.reset()
         self._reporter.back()
 
@@ -207,7 +209,7 @@ class Keeper:
         pause = self._backoff.next()
         if self._connected and self._link.connected:
             # Redis answers, although with an error: messages come still, and are kept.
-            pause = min(pause, self._settings.lease / 3)
+            pause = min(pause, self._beat_seconds)
         else:
             if self._holder.disconnect():
                 self._reporter.cut(error)
