@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bridge_host import CHANNEL, STREAM, BridgeHost, bridge_host
+from bridge_host import CHANNEL, STREAM, BridgeHost, bridge_host, workers_of
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
 
@@ -61,6 +64,24 @@ def test_workers_whose_connections_are_cut_lose_and_double_nothing(
             wait_some(host, 1)
     host.wait_entries(40_000)
     assert host.numbers() == list(range(40_000))
+
+
+def test_a_worker_is_started_again_as_soon_as_there_is_room_for_it(host: BridgeHost) -> None:
+    host.configure(lease="1s", workers=1)
+    daemon = host.start()
+    host.wait_begun()
+    (worker,) = workers_of(daemon)
+    limit = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (5, limit[1]))
+    os.kill(worker, signal.SIGKILL)
+    daemon.wait_log("a worker cannot start", 2)
+    line = next(line for line in daemon.lines if "a worker cannot start" in line)
+    assert "no process can be started: Too many open files" in line
+    host.publish("kept")
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, limit)
+    (entry,) = host.wait_entries(1)
+    assert entry[b"body"] == b"kept"
+    assert daemon.stop() == 0
 
 
 def test_goes_on_when_somebody_deletes_all_keys(host: BridgeHost) -> None:

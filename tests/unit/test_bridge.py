@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from wakeq.bridge.holder import Holder
 from wakeq.bridge.link import Link
 from wakeq.bridge.maker import Maker, Outcome
 from wakeq.bridge.meter import Meter
+from wakeq.bridge.reader import Line, Memory, Reader
 from wakeq.bridge.subscription import Subscription
 from wakeq.bridge.transform import Items, Received, fields
 from wakeq.config import Bridge, Config
-from wakeq.errors import ConfigError, Reject, UsageError
+from wakeq.errors import ConfigError, Reject, UnavailableError, UsageError
 from wakeq.redis_url import RedisURL
 
 
@@ -207,6 +210,22 @@ def test_a_cut_counts_from_when_a_channel_is_held_not_from_its_first_mark() -> N
     channel.held = True
     assert holder.disconnect()
     assert not holder.disconnect()
+
+
+def test_no_room_for_a_thread_is_told_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    memory = Memory(1000)
+    line = Line(RedisURL("unix:///nowhere"), "test")
+    line._socket, other = socket.socketpair()
+    opened = os.listdir("/proc/self/fd")
+    with other, monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(UnavailableError, match="no thread can be started: can't start"):
+            Reader(line, memory, -1)
+    assert (line.connected, memory.readers) == (False, ())
+    assert len(os.listdir("/proc/self/fd")) == len(opened) - 2
 
 
 # -- what is said to workers -----------------------------------------------------------------

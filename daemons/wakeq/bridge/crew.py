@@ -5,6 +5,7 @@ it says that it is published: if its process ends before that, the next one is g
 the same number, and Redis knows whether that number was published already.
 """
 
+import random  # noqa: F401  (backoff.py needs it at a crash, when no file may be opened any more)
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -115,7 +116,11 @@ class Crew:
         return not any(worker.lives for worker in self._workers)
 
     def start(self) -> None:
-        """Start them."""
+        """Start them.
+
+        Raises:
+            UnavailableError: the host has no room for one of them.
+        """
         for worker in self._workers:
             worker.start()
 
@@ -222,5 +227,10 @@ class Crew:
         self._loop.after(self._backoffs[worker].next(), partial(self._start_again, worker))
 
     def _start_again(self, worker: Worker) -> None:
-        if not worker.lives:
+        if worker.lives:
+            return
+        try:
             worker.start(_CAREFUL)
+        except UnavailableError as error:
+            self._log.error("a worker cannot start", consumer=worker.id, error=str(error))
+            self._loop.after(self._backoffs[worker].next(), partial(self._start_again, worker))

@@ -15,7 +15,7 @@ import select
 import threading
 from collections import deque
 
-from wakeq.errors import WakeqError
+from wakeq.errors import UnavailableError, WakeqError
 from wakeq.wire import Command, Connection, Lost, pack
 
 # How long another thread may keep the interpreter when this one wants it.
@@ -125,6 +125,9 @@ class Reader:
         chunks: what was read and nobody has taken yet, in order.
         lost: why it has ended by itself; None while it reads.
         full: it stands still, because so much is in memory as may be.
+
+    Raises:
+        UnavailableError: the host has no room for the thread; the connection is closed.
     """
 
     def __init__(self, line: Line, memory: Memory, bell: int) -> None:
@@ -137,11 +140,18 @@ class Reader:
         self._read = 0  # bytes; counted by the thread alone
         self._used = 0  # bytes; counted by its user alone
         self._requests: deque[list[Command]] = deque()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake = -1
         self._ends = False
-        memory.readers += (self,)
         self._thread = threading.Thread(target=self._run, name="wakeq reader", daemon=True)
-        self._thread.start()
+        try:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._thread.start()
+        except (OSError, RuntimeError) as error:
+            line.close()
+            if self._wake >= 0:
+                os.close(self._wake)
+            raise UnavailableError(f"no thread can be started: {error}") from None
+        memory.readers += (self,)
 
     @property
     def size(self) -> int:

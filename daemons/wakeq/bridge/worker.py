@@ -12,10 +12,12 @@ import subprocess
 import sys
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from wakeq.bridge import talk
 from wakeq.bridge.talk import Run
+from wakeq.errors import UnavailableError
 from wakeq.wakeup.loop import Loop
 
 _STDERR = 2
@@ -92,23 +94,15 @@ class Worker:
         return self._talk is not None
 
     def start(self, careful: int = 0) -> None:
-        """Start its process; for so many batches it says which message it is at."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "wakeq.bridge.work", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=_STDERR,
-                pass_fds=(theirs.fileno(),),
-                process_group=0,  # so that what it runs can be ended with it
-            )
-        self._talk = talk.Talk(ours)
-        self._takes = select.epoll()
-        self._takes.register(ours.fileno(), select.EPOLLOUT)
-        self._loop.watch(ours.fileno(), self._hear)
-        # What it has forked may keep the other end of the socket open, and so its end unheard.
-        self._ended = os.pidfd_open(self._process.pid)
-        self._loop.watch(self._ended, self._hear_rest)
+        """Start its process; for so many batches it says which message it is at.
+
+        Raises:
+            UnavailableError: the host has no room for it.
+        """
+        try:
+            self._launch()
+        except OSError as error:
+            raise UnavailableError(f"no process can be started: {error.strerror}") from None
         skips = [list(place) for place, count in self.crashes.items()
                  if count >= self._settings["max_crashes"]]  # fmt: skip
         self.say(talk.SETTINGS, self._settings | {"careful": careful, "skips": skips})
@@ -156,6 +150,29 @@ class Worker:
         self.ready = self.wants = False
         self.kill()
         return self._process.wait()
+
+    def _launch(self) -> None:
+        with ExitStack() as opened:
+            ours, theirs = socket.socketpair()
+            opened.enter_context(ours)
+            with theirs:
+                takes = opened.enter_context(select.epoll())
+                takes.register(ours.fileno(), select.EPOLLOUT)
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "wakeq.bridge.work", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=_STDERR,
+                    pass_fds=(theirs.fileno(),),
+                    process_group=0,  # so that what it runs can be ended with it
+                )
+            opened.callback(process.wait)
+            opened.callback(process.kill)
+            # What it forks may keep the other end of the socket open, and so its end unheard.
+            self._ended = os.pidfd_open(process.pid)
+            opened.pop_all()
+        self._process, self._takes, self._talk = process, takes, talk.Talk(ours)
+        self._loop.watch(ours.fileno(), self._hear)
+        self._loop.watch(self._ended, self._hear_rest)
 
     def _send(self) -> None:
         """Send what was said, as far as it is taken; the rest when there is room."""
