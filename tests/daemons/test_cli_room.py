@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from redis_servers import RedisServer, wait_until
-from wakeq import FanoutClient
+from wakeq import FanoutClient, keys
 from wakeq_command import Wakeq
 
 MISSING, USAGE, UNAVAILABLE, NOPERM = 66, 64, 69, 77
@@ -197,6 +197,18 @@ def test_wrong_usage_is_said_in_one_line(wakeq: Wakeq, words: list[str]) -> None
     result = wakeq.run("room", *words)
     assert result.code == USAGE
     assert len(result.err.splitlines()) == 2
+
+
+def test_a_room_where_somebody_else_has_written_is_left_out_of_the_list(
+    wakeq: Wakeq, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    for name in ("fine", "broken"):
+        rooms.send(name, "x")
+    redis.client().set(keys.room("broken")[2], "x")
+    result = wakeq.run("room", "list")
+    assert (result.code, len(result.lines)) == (0, 2)
+    assert result.lines[1].startswith("fine")
+    assert "room broken is left out" in result.err
 
 
 def test_says_that_redis_is_away(short_dir: Path) -> None:

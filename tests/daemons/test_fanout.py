@@ -711,6 +711,20 @@ def test_a_wrong_password_is_told_to_who_asks(host: FanoutHost, own_redis: Redis
     client.done("ping")
 
 
+def test_what_others_have_written_where_rooms_are_ends_nothing(
+    host: FanoutHost, redis: RedisServer
+) -> None:
+    host.start()
+    client = host.member("r")
+    client.done("send", room="broken", data=1)
+    redis.client().hset(keys.room("broken")[0], "oob", "many")
+    redis.client().sadd(keys.ROOMS, b"\xff")
+    metrics = client.done("metrics")["metrics"]
+    assert (metrics["rooms"], metrics["broken"]) == (1, ["broken"])
+    assert client.refused("metrics", room="broken") == "failed"
+    assert client.refused("state", room="broken") == "failed"
+
+
 def test_who_cannot_be_unsubscribed_is_told_why_and_leaves_when_that_is_over(
     host: FanoutHost, own_redis: RedisServer
 ) -> None:

@@ -723,6 +723,17 @@ def test_a_room_has_one_process_of_a_worker_at_a_time(
         assert [each for each in all_of_them if each[0] != "!"] == [str(n) for n in range(10)]
 
 
+def test_what_is_no_room_in_the_index_of_a_worker_is_passed_over(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen = Seen()
+    rooms.subscribe("r", "a", "push")
+    redis.client().sadd(keys.worker_rooms("push"), b"\xff")
+    rooms.send("r", "1")
+    with kind(seen, redis.url, FanoutTerms(name="push")):
+        seen.wait(1)
+
+
 def test_a_worker_that_was_killed_is_followed_by_another(
     kind: Any, rooms: FanoutClient, redis: RedisServer
 ) -> None:

@@ -570,6 +570,23 @@ def test_the_metrics_of_all_rooms_name_as_many_as_were_asked_for(rooms: FanoutCl
     assert rooms.metrics().rooms == 7
 
 
+def test_rooms_where_somebody_else_has_written_are_left_out_and_named(
+    rooms: FanoutClient, redis: RedisServer
+) -> None:
+    for name in ("fine", "type", "figure"):
+        rooms.send(name, "x")
+    client = redis.client()
+    client.set(keys.room("type")[2], "x")
+    client.hset(keys.room("figure")[0], "oob", "many")
+    client.sadd(keys.ROOMS, b"\xff")
+    metrics = rooms.metrics()
+    assert [one.room for one in metrics.top] == ["fine"]
+    assert (sorted(metrics.broken), metrics.rooms, metrics.sent) == (["figure", "type"], 1, 1)
+    for look in (rooms.room_metrics, rooms.room_state):
+        with pytest.raises(WakeqError, match="room figure: Redis holds something other"):
+            look("figure")
+
+
 def test_a_room_leaves_the_registry_when_whoever_uses_it_next_puts_it_there_again(
     make: Callable[..., FanoutClient], redis: RedisServer
 ) -> None:

@@ -133,6 +133,9 @@ def run_list(session: Session, arguments: Arguments) -> int:
     """Print a line for each room."""
     with _client(session) as rooms:
         found = rooms.metrics(top=arguments.limit or sys.maxsize, by=arguments.by)
+    for broken in found.broken:
+        shown = readable(broken.encode(), 40)
+        warn(f"room {shown} is left out: Redis holds something other than a room has")
     if arguments.json:
         print_json(found._asdict() | {"top": [room._asdict() for room in found.top]})
         return 0

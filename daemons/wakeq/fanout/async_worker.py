@@ -18,7 +18,7 @@ from wakeq.fanout.desk import Desk
 from wakeq.fanout.lines import AsyncLine
 from wakeq.fanout.office import FanoutTerms, Office, log
 from wakeq.fanout.raised import cancellations, logged
-from wakeq.fanout.rooms import Request
+from wakeq.fanout.rooms import Request, decoded
 from wakeq.fanout.tally import WorkerMetrics
 from wakeq.redis_url import RedisURL
 
@@ -205,8 +205,8 @@ class AsyncFanoutWorker:
         if not self._office.is_alone:
             key = keys.worker_rooms(self.name)
             request = Request(key, ("SMEMBERS", key))
-            for raw in await self._drive(call(self._servers, request)):
-                self._office.desk(raw.decode())
+            for room in decoded(await self._drive(call(self._servers, request))):
+                self._office.desk(room)
         self._office.doubt()  # nothing rang while nobody listened
         self._serve_touched()
         self._backoff.reset()

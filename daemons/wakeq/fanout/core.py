@@ -3,13 +3,13 @@
 import contextlib
 import heapq
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from wakeq import keys
 from wakeq.errors import RoomError, WakeqError
 from wakeq.fanout import rooms
-from wakeq.fanout.calling import Steps, call, call_all
+from wakeq.fanout.calling import Steps, call, call_all, call_each
 from wakeq.fanout.records import (
     NUMBER_MOST,
     RoomMetrics,
@@ -28,6 +28,7 @@ _FORGET_SECONDS = 2 * _REGISTER_SECONDS
 _REGISTERED_MOST = 100_000
 _JOINED_MOST = 100_000
 _SCANNED = 500
+_BROKEN_MOST = 100
 _BY = ("backlog", "delay", "clients", "waiting", "round_age", "rounds", "timeouts")
 # A repeated request's answers to what its first sending has done.
 _DONE_BEFORE = {"doubled", "not-outstanding"}
@@ -170,11 +171,11 @@ class Core:
 
     def room_state(self, room: str) -> Steps:
         reply = yield from call(self.servers, self.rooms.state(room, with_clients=True))
-        return read_state(room, reply)
+        return _read(read_state, room, reply)
 
     def room_metrics(self, room: str) -> Steps:
         reply = yield from call(self.servers, self.rooms.state(room, with_clients=False))
-        return read_metrics(room, reply)
+        return _read(read_metrics, room, reply)
 
     def metrics(self, top: int, by: str) -> Steps:
         if by not in _BY:
@@ -182,13 +183,16 @@ class Core:
         if not isinstance(top, int) or top < 0:
             raise ValueError(f"top must be 0 or more, not {top!r}")
         found: dict[str, RoomMetrics] = {}
+        broken: list[str] = []
         unused: list[str] = []
         cursor: Any = 0
         while True:
             scan = Request(keys.ROOMS, ("SSCAN", keys.ROOMS, cursor, "COUNT", _SCANNED))
             cursor, raws = yield from call(self.servers, scan)
-            names = [name for raw in raws if (name := raw.decode()) not in found]
-            for one, seconds in (yield from self._figures(names)):
+            names = [name for name in rooms.decoded(raws) if name not in found]
+            figures, errors = yield from self._figures(names)
+            broken += [name for name in errors if name not in broken][: _BROKEN_MOST - len(broken)]
+            for one, seconds in figures:
                 found[one.room] = one
                 if one.is_empty and seconds > _FORGET_SECONDS:
                     unused.append(one.room)
@@ -196,15 +200,25 @@ class Core:
                 break
         yield from self._forget(unused)
         some = [one for one in found.values() if not one.is_empty]
-        return add_up(list(found.values()), heapq.nlargest(top, some, lambda one: getattr(one, by)))
+        most = heapq.nlargest(top, some, lambda one: getattr(one, by))
+        return add_up(list(found.values()), most, broken)
 
     def _figures(self, names: Sequence[str]) -> Steps:
+        """Return the figures of rooms, each with how long it is unused; and whose are none."""
         requests = [self.rooms.state(name, with_clients=False) for name in names]
-        replies = yield from call_all(self.servers, requests)
-        return [
-            (read_metrics(name, reply), unused_seconds(reply))
-            for name, reply in zip(names, replies, strict=True)
-        ]
+        replies = yield from call_each(self.servers, requests)
+        found: list[tuple[RoomMetrics, float]] = []
+        errors: list[str] = []
+        for name, reply in zip(names, replies, strict=True):
+            try:
+                if isinstance(reply, WakeqError):
+                    raise reply
+                figures = _read(read_metrics, name, reply), _read(_unused_seconds, name, reply)
+            except WakeqError:
+                errors.append(name)
+            else:
+                found.append(figures)
+        return found, errors
 
     def _forget(self, names: Sequence[str]) -> Steps:
         """Take rooms out of the registry, but not those that were used meanwhile."""
@@ -212,8 +226,8 @@ class Core:
             some = names[start : start + _SCANNED]
             yield from call(self.servers, Request(keys.ROOMS, ("SREM", keys.ROOMS, *some)))
             # Who uses a room registers it afterwards, so what is not seen here comes later.
-            figures = yield from self._figures(some)
-            used = [one.room for one, _ in figures if not one.is_empty]
+            figures, errors = yield from self._figures(some)
+            used = [*errors, *(one.room for one, _ in figures if not one.is_empty)]
             if used:
                 yield from call(self.servers, _add(keys.ROOMS, *used))
 
@@ -250,6 +264,23 @@ class Core:
             found.discard(room)
             if not found:
                 del self._joined[client]
+
+
+def _read(how: Callable[[str, Any], Any], room: str, reply: Any) -> Any:
+    """Return what a reply says of a room.
+
+    Raises:
+        WakeqError: somebody else has written there.
+    """
+    try:
+        return how(room, reply)
+    except (TypeError, ValueError) as error:
+        text = f"room {room}: Redis holds something other than a room has: {error}"
+        raise WakeqError(text) from None
+
+
+def _unused_seconds(_: str, reply: Any) -> float:
+    return unused_seconds(reply)
 
 
 def _add(key: str, *rooms: str) -> Request:

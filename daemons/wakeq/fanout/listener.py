@@ -13,6 +13,7 @@ from wakeq.errors import ConfigError, RefusedError, WakeqError
 from wakeq.fanout.bell import Bell
 from wakeq.fanout.calling import call_each, drive
 from wakeq.fanout.office import Office, log
+from wakeq.fanout.rooms import decoded
 
 
 class Listener:
@@ -121,8 +122,8 @@ class Listener:
         found = self._servers.call(keys.worker_rooms(self._office.name), "SMEMBERS",
                                    keys.worker_rooms(self._office.name))  # fmt: skip
         with self._lock:
-            for raw in found:
-                self._office.desk(raw.decode())
+            for room in decoded(found):
+                self._office.desk(room)
 
     def _hear(self) -> None:
         payloads = self._bell.receive()

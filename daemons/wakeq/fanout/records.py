@@ -132,6 +132,7 @@ class Metrics(NamedTuple):
         sent, oob, rounds, acknowledged, timeouts, dropped, refused, missed, invalid: the
             same.
         top: the rooms that have most of what was asked for, most first.
+        broken: rooms that are left out, because somebody else has written there; at most 100.
     """
 
     rooms: int
@@ -148,6 +149,7 @@ class Metrics(NamedTuple):
     missed: int
     invalid: int
     top: list[RoomMetrics]
+    broken: list[str]
 
 
 def read_message(raw: bytes, priority: bytes | None = None) -> Queued:
@@ -214,7 +216,7 @@ def read_state(room: str, reply: Sequence[Any]) -> RoomState:
     return RoomState(read_metrics(room, reply), clients, message)
 
 
-def add_up(found: Sequence[RoomMetrics], top: list[RoomMetrics]) -> Metrics:
+def add_up(found: Sequence[RoomMetrics], top: list[RoomMetrics], broken: list[str]) -> Metrics:
     """Return the figures of all rooms."""
     live = [one for one in found if not one.is_empty]
     names = ("sent", "oob", "rounds", *_COUNTERS)
@@ -225,4 +227,5 @@ def add_up(found: Sequence[RoomMetrics], top: list[RoomMetrics]) -> Metrics:
         backlog=sum(one.backlog for one in live),
         **{name: sum(getattr(one, name) for one in found) for name in names},
         top=top,
+        broken=broken,
     )

@@ -69,6 +69,7 @@ This module knows what is sent, and how replies are read; `client` and the worke
 and so may a daemon of its own, over `wakeq.wire`.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -253,6 +254,13 @@ def encode(data: object) -> bytes:
     if isinstance(data, str):
         return data.encode()
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def decoded(raws: Iterable[bytes]) -> Iterable[str]:
+    """Yield the names of rooms among those of an index; what is none, somebody else has put."""
+    for raw in raws:
+        with contextlib.suppress(UnicodeDecodeError):
+            yield raw.decode()
 
 
 def refused(room: str, failed: Sequence[Any]) -> RoomError | None:
