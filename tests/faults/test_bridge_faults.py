@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge_host import CHANNEL, STREAM, BridgeHost, bridge_host, workers_of
+from bridge_host import CHANNEL, STREAM, BridgeHost, bridge_host, stopped, workers_of
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
 
@@ -82,6 +82,48 @@ def test_a_worker_is_started_again_as_soon_as_there_is_room_for_it(host: BridgeH
     (entry,) = host.wait_entries(1)
     assert entry[b"body"] == b"kept"
     assert daemon.stop() == 0
+
+
+def subscriptions(host: BridgeHost) -> list[int]:
+    """Return the clients that are subscribed to the channel."""
+    return [int(c["id"]) for c in host.redis.client_list() if int(c["sub"]) > 1]
+
+
+def test_a_cut_at_a_stop_is_told_and_counted(host: BridgeHost) -> None:
+    host.configure(workers=1, memory_mib=1, drain_timeout="60s")
+    daemon = host.start()
+    host.wait_begun()
+    (worker,) = workers_of(daemon)
+    with stopped(worker):  # nothing is published, so that reading comes to stand still
+        host.publish(*[b"%04d" % number * 500 for number in range(4000)])
+        daemon.wait_log("memory is at its bound, reading stands still")
+        daemon.process.terminate()
+        (client,) = subscriptions(host)
+        # It is asked to unsubscribe, although the reply is not read yet: it stands behind the rest.
+        wait_until(lambda: host.redis.pubsub_numsub(CHANNEL)[0][1] == 0, 30)
+        host.redis.client_kill_filter(_id=client)
+    assert daemon.wait_exit() == 69
+    daemon.wait_log("a subscription was cut, messages may be lost")
+    assert daemon.count("a subscription was cut") == 1
+    assert host.stats()["cuts"] == 1
+    assert 0 < len(host.entries()) < 4000
+
+
+def test_a_cut_after_all_has_come_is_none(host: BridgeHost) -> None:
+    host.configure(workers=1, drain_timeout="60s")
+    daemon = host.start()
+    host.wait_begun()
+    (worker,) = workers_of(daemon)
+    with stopped(worker):
+        host.burst(2000)
+        (client,) = subscriptions(host)
+        daemon.process.terminate()
+        wait_until(lambda: host.redis.pubsub_numsub(CHANNEL)[0][1] == 0, 30)
+        wait_until(lambda: all(int(c["omem"]) == 0 for c in host.redis.client_list()))
+        host.redis.client_kill_filter(_id=client)
+    assert daemon.wait_exit() == 0
+    assert host.numbers() == list(range(2000))
+    assert daemon.count("a subscription was cut") == 0
 
 
 def test_goes_on_when_somebody_deletes_all_keys(host: BridgeHost) -> None:

@@ -214,6 +214,11 @@ class Holder:
         """Whether all that was published before `unsubscribe` has been met."""
         return all(not channel.awaited or channel.subscription is None for channel in self.channels)
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether something that was published before `unsubscribe` may not have come yet."""
+        return any(channel.asked or channel.awaited for channel in self.channels)
+
     # -- what comes ------------------------------------------------------------------------
 
     def _held(self, channel: Channel, holds: bool, taken: bool) -> None:

@@ -177,7 +177,8 @@ class Keeper:
         self._memory.look()
         current = {c.subscription for c in self._holder.channels if c.subscription is not None}
         for subscription in current:
-            if subscription.lost:
+            # At a stop nothing is taken up again, and what is read yet may tell that all has come.
+            if subscription.lost and (subscription.empty or not self._stops):
                 self._cut(subscription)
                 break
         if self._connected and self._crew.ready and self._holder.settled:
@@ -187,11 +188,15 @@ class Keeper:
     def _cut(self, subscription: Subscription) -> None:
         """Take up a subscription again that is lost."""
         failure = subscription.failure
+        if self._stops:
+            if self._holder.is_missing and self._holder.disconnect():
+                self._reporter.cut(failure)
+                self._reporter.log_cut()
+            self._holder.disconnect()
+            return
         if self._holder.disconnect():
             self._reporter.cut(failure)
         self._connected = False
-        if self._stops:
-            return
         if not isinstance(failure, Lost):
             raise failure
         self._in(0)
@@ -232,8 +237,9 @@ class Keeper:
     # -- the way out -----------------------------------------------------------------------
 
     def _drain(self) -> bool:
-        """Publish all that was received; tell whether that was possible."""
+        """Publish all that is received; tell whether that was possible and nothing is missing."""
         self._stops = True
+        cuts = self._reporter.cuts
         self._retries.clear()  # they stay where they are
         self._service.notifier.extend(self._settings.drain_timeout + 15)
         self._reporter.say("handing over")
@@ -253,7 +259,9 @@ class Keeper:
                 self._registrar.put_back([])
         elif not drained:
             self._reporter.left_over()
-        return drained
+        with suppress(WakeqError):
+            self._reporter.count_cuts(self._link)
+        return drained and self._reporter.cuts == cuts
 
     def _look_for_successor(self) -> None:
         self._handed_over = self._holder.taken_over()

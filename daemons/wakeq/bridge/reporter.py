@@ -56,16 +56,20 @@ class Reporter:
         found = link.call(self._settings.stream, "INFO", "server")
         lines = found.split(b"\r\n") if isinstance(found, bytes) else []
         server = next((line for line in lines if line.startswith(b"run_id:")), b"")
+        # One that was started anew had no such limit to keep.
+        self.log_cut(may_be_limit=server == self._server)
+        self._server = server
+
+    def log_cut(self, may_be_limit: bool = True) -> None:
+        """Log why a subscription was cut, if one was, and that is not logged yet."""
         if self._cause is not None:
-            # One that was started anew had no such limit to keep.
-            is_limit = isinstance(self._cause, Closed) and server == self._server
+            is_limit = isinstance(self._cause, Closed) and may_be_limit
             self._log.warning(
                 "a subscription was cut, messages may be lost", event_id=journal.BRIDGE_CUT,
                 bridge=self._service.name, source=self._source, count=self.cuts,
                 error=_CUT.format(self._cause) if is_limit else str(self._cause),
             )  # fmt: skip
             self._cause = None
-        self._server = server
 
     def count_cuts(self, link: Link) -> None:
         """Write down in Redis how often a subscription was cut.
