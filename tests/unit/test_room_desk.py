@@ -216,6 +216,21 @@ def test_what_got_no_reply_is_asked_again(desk: Desk) -> None:
     assert (again.message_id, again.clients) == (ask.message_id, ask.clients)
 
 
+def test_a_read_that_failed_is_not_asked_again_before_it_is_put_back(desk: Desk) -> None:
+    desk.hear(0, 1, 0, V)
+    desk.next_read()
+    desk.take_read(read(1, 0, 1, 0, raw(1)))
+    while isinstance(step := desk.next_read(), RoomMessage):
+        desk.finish(step)
+    assert step == Ask("read")  # which also says that these are done
+    assert not desk.has_read
+    assert desk.next_read() is None
+    desk.put_back(Ask("read"))
+    assert desk.next_read() == Ask("read")
+    desk.take_read(read(1, 1))
+    assert not desk.has_read
+
+
 def test_a_room_without_clients_is_kept_until_their_acknowledgements_are_answered(
     desk: Desk,
 ) -> None:

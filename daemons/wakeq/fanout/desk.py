@@ -42,7 +42,7 @@ class Desk:
         self.version = -1
         self.seats: dict[str, Seat] = {}
         self.is_ours = True
-        self.is_served = self.is_read = False
+        self.is_served = self.is_read = self._is_asked = False
         self.ejected: list[tuple[str, str]] = []
         self.reports: list[str] = []
         self.check_in: float | None = None
@@ -91,7 +91,8 @@ class Desk:
 
     @property
     def _reads_on(self) -> bool:
-        return bool(self.seats) and (self._wants_read or self._told_done != self._done)
+        wanted = self._wants_read or self._told_done != self._done
+        return wanted and bool(self.seats) and not self._is_asked
 
     def next_step(self) -> Ask | RoomMessage | None:
         """Return what to do next for the rounds."""
@@ -130,7 +131,7 @@ class Desk:
         if self._log_todo:
             return self._log_todo[0][1]
         if self.is_ours and self._reads_on:
-            self._wants_read = False
+            self._wants_read, self._is_asked = False, True
             return Ask("read")
         return None
 
@@ -163,7 +164,7 @@ class Desk:
 
     def doubt(self) -> None:
         """Believe nothing that was heard: something may have been missed."""
-        self._wants_look = self._wants_read = True
+        self._wants_look, self._wants_read, self._is_asked = True, True, False
 
     def doubt_look(self) -> None:
         """Look again: somebody may have to be timed out."""
@@ -186,8 +187,7 @@ class Desk:
         known = self.seats.get(client)
         if known is None or known.mode != mode:
             self.seats[client] = Seat(mode, since, joined)
-        # Else others have joined or left, as well or alone; a look tells, also if this one is out
-        # again.
+        # Else others have joined or left, too; a look tells, also if this one is out again.
         is_this = known is None and version == self.version + 1
         self.version = version if is_this else -1
         self.doubt()
@@ -299,6 +299,7 @@ class Desk:
     def take_read(self, reply: Sequence[Any]) -> None:
         """Take the reply to reading; see room_read.lua."""
         logged, now_us, after, entries = reply
+        self._is_asked = False
         if logged < 0:
             self._wants_look = True
             return
