@@ -126,6 +126,21 @@ def test_a_cut_after_all_has_come_is_none(host: BridgeHost) -> None:
     assert daemon.count("a subscription was cut") == 0
 
 
+def test_a_user_without_info_can_have_a_bridge(host: BridgeHost, own_redis: RedisServer) -> None:
+    rights = ("on", ">x", "+@all", "-@dangerous", "~*", "&*")
+    host.redis.execute_command("ACL", "SETUSER", "careful", *rights)
+    host.env["WAKEQ_REDIS_URL"] = own_redis.url.replace("unix://", "unix://careful:x@")
+    daemon = host.start(workers=2)
+    host.wait_begun()
+    host.publish("one")
+    host.wait_entries(1)
+    (client,) = subscriptions(host)
+    host.redis.client_kill_filter(_id=client)
+    daemon.wait_log("a subscription was cut, messages may be lost")
+    wait_until(lambda: host.stats().get("cuts") == 1)
+    assert daemon.stop() == 0
+
+
 def test_goes_on_when_somebody_deletes_all_keys(host: BridgeHost) -> None:
     daemon = host.start(workers=2)
     host.wait_begun()

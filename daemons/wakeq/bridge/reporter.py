@@ -9,7 +9,7 @@ from wakeq.bridge.holder import Holder
 from wakeq.bridge.link import Link
 from wakeq.bridge.reader import Closed
 from wakeq.config import Bridge
-from wakeq.errors import WakeqError
+from wakeq.errors import RefusedError, WakeqError
 from wakeq.service import Service
 from wakeq.wakeup.loop import Loop
 
@@ -52,8 +52,15 @@ class Reporter:
         self._waits = False
 
     def note_server(self, link: Link) -> None:
-        """Look which server it is, and log why a subscription was cut, if one was."""
-        found = link.call(self._settings.stream, "INFO", "server")
+        """Look which server it is, and log why a subscription was cut, if one was.
+
+        Raises:
+            WakeqError: Redis cannot be asked.
+        """
+        try:
+            found = link.call(self._settings.stream, "INFO", "server")
+        except RefusedError:
+            found = None  # the user may do without it
         lines = found.split(b"\r\n") if isinstance(found, bytes) else []
         server = next((line for line in lines if line.startswith(b"run_id:")), b"")
         # One that was started anew had no such limit to keep.
