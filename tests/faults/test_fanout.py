@@ -178,6 +178,17 @@ def test_who_hangs_up_while_redis_is_away_leaves_when_it_is_back(
         host.close()
 
 
+def test_a_stop_while_redis_is_away_says_who_could_not_be_taken_out(
+    hosts: list[FanoutHost], own_redis: RedisServer
+) -> None:
+    gateway = hosts[0].start()
+    client = hosts[0].member("r")
+    own_redis.stop()
+    assert gateway.stop() == 0
+    assert client.event() == {"event": "ejected", "room": "r", "reason": "stopping"}
+    assert gateway.count("not all clients could leave their rooms; they will be timed out") == 1
+
+
 @pytest.mark.parametrize("size", [1, 3, 40, 200])
 def test_an_acknowledgement_whose_reply_was_lost_is_answered_once_and_well(
     short_dir: Path, own_redis: RedisServer, size: int

@@ -39,11 +39,12 @@ class Leaver:
         self._held = held
         self._waiting: _Waiting = {}
         self._asked: _Waiting = {}
+        self._failed: dict[str, int] = {}  # by room: how often there is to be another try
 
     @property
     def is_busy(self) -> bool:
         """Tell whether somebody is still to be taken out of a room."""
-        return bool(self._waiting or self._asked)
+        return bool(self._waiting or self._asked or self._failed)
 
     @property
     def has_work(self) -> bool:
@@ -52,7 +53,7 @@ class Leaver:
 
     def is_about(self, room: str) -> bool:
         """Tell whether somebody is still to be taken out of this room."""
-        return room in self._waiting or room in self._asked
+        return room in self._waiting or room in self._asked or room in self._failed
 
     def leave(self, room: str, client: str, told: Told | None) -> None:
         """Take a client out of a room; `told` is called when that is done, or was tried in vain."""
@@ -97,6 +98,7 @@ class Leaver:
         failed: dict[str, Exception | None] = {}
         if error is not None:
             failed = dict.fromkeys(some, error)
+            self._failed[room] = self._failed.get(room, 0) + 1
             self._office.after(_AGAIN_SECONDS, desk, partial(self._try_again, room, list(some)))
         else:
             for client, code in rooms.failures(reply):
@@ -108,5 +110,8 @@ class Leaver:
                 told(failed.get(client))
 
     def _try_again(self, room: str, clients: list[str]) -> None:
+        self._failed[room] -= 1
+        if not self._failed[room]:
+            del self._failed[room]
         for client in clients:
             self._again(room, client)
