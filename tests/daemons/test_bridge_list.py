@@ -12,6 +12,7 @@ import pytest
 from bridge_host import HOST, STREAM, BridgeHost, bridge_host, workers_of
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
+from wakeup_host import Daemon
 
 COUNT = 40_000
 
@@ -66,18 +67,72 @@ def test_several_workers_and_instances_share_a_list(host: BridgeHost) -> None:
 
 
 def test_a_stop_puts_back_what_was_not_published(host: BridgeHost) -> None:
-    host.configure(list_="jobs", workers=2)
-    host.fill(COUNT)
+    # So slow that a busy machine's stop does not come when all is moved.
+    path = host.code("import time\ndef transform(m):\n    time.sleep(0.002)\n    return m.json()\n")
+    host.configure(list_="jobs", workers=2, transform=path)
+    host.fill(5000)
     daemon = host.start(workers=2)
-    wait_until(lambda: host.redis.xlen(STREAM) > 500)
+    wait_until(lambda: host.redis.xlen(STREAM) > 100)
     assert daemon.stop() == 0
     assert taken(host) == []
     moved = host.redis.xlen(STREAM)
-    assert moved < COUNT
-    assert host.redis.llen("jobs") == COUNT - moved
+    assert moved < 5000
+    assert host.redis.llen("jobs") == 5000 - moved
+    host.configure(list_="jobs", workers=2)
     host.start(workers=2)
-    host.wait_entries(COUNT, 60)
-    assert host.numbers() == list(range(COUNT))
+    host.wait_entries(5000, 60)
+    assert host.numbers() == list(range(5000))
+
+
+def test_a_stop_waits_for_what_was_taken(host: BridgeHost) -> None:
+    code = """
+import time
+def transform(message):
+    open(__file__ + ".began", "w").close()
+    time.sleep(11)
+    return message.body
+"""
+    host.configure(list_="jobs", transform=host.code(code))
+    daemon = host.start()
+    host.redis.lpush("jobs", "slow")
+    wait_until((host.app_dir / "shop.py.began").exists)
+    assert daemon.stop() == 0
+    assert [entry[b"body"] for entry in host.entries()] == [b"slow"]
+    assert daemon.count("stopped before all was done") == 0
+
+
+def begin_what_takes_for_ever(host: BridgeHost) -> Daemon:
+    """Start a bridge, and wait until it has an element in hand that it is never done with."""
+    code = """
+import signal
+def transform(message):
+    open(__file__ + ".began", "w").close()
+    while True:
+        signal.pause()
+"""
+    host.configure(list_="jobs", transform=host.code(code), drain_timeout="500ms", timeout="10min")
+    daemon = host.start()
+    host.redis.lpush("jobs", "endless")
+    wait_until((host.app_dir / "shop.py.began").exists)
+    return daemon
+
+
+def test_a_stop_says_how_much_it_has_put_back_when_the_time_was_over(host: BridgeHost) -> None:
+    daemon = begin_what_takes_for_ever(host)
+    assert daemon.stop() == 0
+    (line,) = [line for line in daemon.lines if "the rest is in the list again" in line]
+    assert "count=1" in line
+    assert host.redis.lrange("jobs", 0, -1) == [b"endless"]
+    assert taken(host) == []
+
+
+def test_a_stop_says_that_what_was_taken_cannot_be_put_back(host: BridgeHost) -> None:
+    daemon = begin_what_takes_for_ever(host)
+    host.redis.delete("jobs")
+    host.redis.set("jobs", "no list")
+    assert daemon.stop() == 69
+    assert any("the next one to run puts it back" in line for line in daemon.lines)
+    assert taken(host) == [b"endless"]
 
 
 def test_a_bridge_that_is_killed_loses_and_doubles_nothing(host: BridgeHost) -> None:

@@ -34,7 +34,7 @@ _MIB = 1 << 20
 _LOOK_SECONDS = 0.02
 # How long to wait for another instance to begin, of those that have asked lately.
 _HAND_OVER_SECONDS = 3.0
-# What a worker of a list has in hand is done by then, or is put back.
+# A worker that has nothing in hand has ended by then.
 _END_SECONDS = 10.0
 
 
@@ -252,16 +252,29 @@ class Keeper:
         drained = self._loop.run_until(self._has_drained, self._settings.drain_timeout)
         if drained:
             self._crew.finish()
-            drained = self._loop.run_until(lambda: self._crew.ended, _END_SECONDS)
+            # Those of a list have taken something themselves.
+            seconds = self._settings.drain_timeout if self._settings.list_ else _END_SECONDS
+            drained = self._loop.run_until(lambda: self._crew.ended, seconds)
         self._crew.end()
         if self._settings.list_:
-            with suppress(WakeqError):
-                self._registrar.put_back([])
+            drained = self._put_back(drained)
         elif not drained:
             self._reporter.left_over()
         with suppress(WakeqError):
             self._reporter.count_cuts(self._link)
         return drained and self._reporter.cuts == cuts
+
+    def _put_back(self, drained: bool) -> bool:
+        """Put back what was taken from the list; tell whether nothing of it stays taken."""
+        try:
+            count = self._registrar.put_back([])
+        except WakeqError as error:
+            if not drained:
+                self._reporter.left_taken(error)
+            return drained
+        if not drained:
+            self._reporter.put_back(count)
+        return True
 
     def _look_for_successor(self) -> None:
         self._handed_over = self._holder.taken_over()

@@ -127,6 +127,20 @@ class Reporter:
             count=self._crew.in_hand, bytes=size, error=self._crew.trouble or "there was no time",
         )  # fmt: skip
 
+    def put_back(self, count: int) -> None:
+        """Say that not all was done that was taken from the list, and where it is."""
+        self._log.warning(
+            "stopped before all was done that was taken: the rest is in the list again",
+            bridge=self._service.name, source=self._source, count=count,
+        )  # fmt: skip
+
+    def left_taken(self, error: WakeqError) -> None:
+        """Say that what was taken from the list could not be put back."""
+        self._log.error(
+            "stopped before all was done that was taken: the next one to run puts it back",
+            bridge=self._service.name, source=self._source, error=str(error),
+        )  # fmt: skip
+
     def say(self, text: str) -> None:
         """Say something in place of the status."""
         self._service.notifier.status(text)
