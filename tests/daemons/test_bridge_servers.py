@@ -15,6 +15,7 @@ from bridge_host import CHANNEL, HOST, STREAM, BridgeHost, bridge_host
 from conftest import NotifySocket
 from redis_servers import Certificates, Cluster, RedisServer, Sentinels, free_port, wait_until
 from wakeq import keys
+from wakeq_command import Wakeq
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,19 @@ def test_takes_a_channel_of_a_cluster_wherever_it_is_published(
     assert ask(cluster, "consumer:ids", "LRANGE", "consumer:ids", 0, -1) == [
         f"{HOST}/clicks/1".encode()
     ]
+
+
+def test_publishing_to_a_channel_of_a_cluster_makes_no_claim_about_other_nodes(
+    cluster: Cluster, short_dir: Path
+) -> None:
+    index = cluster.owner("news")
+    wakeq = Wakeq(short_dir, cluster.url())
+    with cluster.nodes[(index + 1) % 3].client().pubsub() as listener:
+        listener.subscribe("news")
+        assert wait_until(listener.get_message)["type"] == "subscribe"
+        result = wakeq.run("publish", "--channel", "news", "hello")
+        assert (result.code, result.lines) == (0, ["received by 0 at this node"])
+        assert wait_until(listener.get_message)["data"] == b"hello"
 
 
 def test_takes_each_shards_channel_from_the_node_that_has_it(

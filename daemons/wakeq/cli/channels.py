@@ -21,18 +21,20 @@ def publish(
         arguments: what was asked for; what stands in the place of STREAM is the body.
         lines: reads the lines of stdin.
 
+    On Cluster, the nodes tell one another, and each counts those alone that listen to it.
+
     Raises:
         UsageError: something was asked for that a channel does not have.
-        UnavailableError: nobody has received a message.
+        UnavailableError: nobody has received a message; not on Cluster, where nobody knows.
     """
     unheard = 0
     for body in _bodies(arguments, lines):
         heard = session.servers.call(arguments.channel, "PUBLISH", arguments.channel, body)
-        unheard += not heard
+        unheard += not heard and not session.servers.cluster
         if arguments.json:
             print_json({"channel": arguments.channel, "receivers": heard})
         elif not arguments.quiet:
-            print(f"received by {heard}")
+            print(f"received by {heard}{' at this node' if session.servers.cluster else ''}")
         sys.stdout.flush()
     if unheard:
         raise UnavailableError(
