@@ -1,7 +1,7 @@
 """Waiting for several files at once, and calling what is registered for those that are ready.
 
 The library's `selectors` does the same for more systems; a consumer starts in less time without
-it. It is epoll(7): a file that is closed is no longer waited for, and may be unregistered late.
+it. It is epoll(7). A file may be unregistered after it was closed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,21 @@ class Selector:
         try:
             self._epoll.unregister(fd)
         except OSError:
-            pass  # it has been closed
+            self._renew()
+
+    def _renew(self) -> None:
+        """Begin anew without a file that has been closed.
+
+        If a child process has it open yet, epoll goes on to tell of it, under a number that may
+        be that of another file by now, and it cannot be unregistered any more: epoll(7).
+        """
+        self._epoll.close()
+        self._epoll = select.epoll()
+        for fd in self._calls:
+            try:
+                self._epoll.register(fd, select.EPOLLIN)
+            except OSError:
+                pass  # closed as well, and unregistered soon
 
     def forget(self, call: Callable[[], object]) -> None:
         """Wait no longer for the files that this would be called for."""

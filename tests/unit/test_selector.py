@@ -76,3 +76,21 @@ def test_refuses_what_it_waits_for_already(selector: Selector, pipe: tuple[int, 
     selector.register(pipe[0], lambda: None)
     with pytest.raises(OSError, match="exists"):
         selector.register(pipe[0], lambda: None)
+
+
+def test_is_not_told_of_a_closed_file_that_somebody_else_has_open(selector: Selector) -> None:
+    called: list[str] = []
+    old, new = os.pipe(), os.pipe()
+    selector.register(new[0], lambda: called.append("another"))
+    selector.register(old[0], lambda: called.append("old"))
+    elsewhere = os.dup(old[0])  # as a child process has it
+    os.close(old[0])
+    selector.unregister(old[0])
+    os.dup2(new[0], old[0])  # the number is used again
+    selector.register(old[0], lambda: called.append("new"))
+    os.write(old[1], b"x")
+    assert selector.wait(0.01) == []
+    os.write(new[1], b"x")
+    assert sorted(selector.wait(30)) == sorted((new[0], old[0]))
+    for fd in (*old, *new, elsewhere):
+        os.close(fd)
