@@ -146,6 +146,7 @@ class FaultProxy:
         scheme = "redis" if scheme == "unix" else scheme
         self.url = f"unix://{path}" if path else f"{scheme}://127.0.0.1:{self.port}"
         self._connections: list[tuple[_Pipe, _Pipe]] = []
+        self._unheard: list[socket.socket] = []
         self._orders: deque[str] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK)
         self._done = threading.Condition()
@@ -163,12 +164,17 @@ class FaultProxy:
     ) -> None:
         self._order("end")
         self._thread.join()
-        self._listener.close()
+        for end in (self._listener, *self._unheard):
+            end.close()
         os.close(self._bell)
 
     def cut(self) -> None:
         """Close all connections, in the middle of whatever they carry; return when it is done."""
         self._order("cut")
+
+    def cut_unheard(self) -> None:
+        """Close all connections as their clients see it; the server hears nothing of it."""
+        self._order("cut unheard")
 
     def half_open(self) -> None:
         """Be silent: nothing passes any more, and nobody is told. New connections stay waiting."""
@@ -204,7 +210,12 @@ class FaultProxy:
                 while self._orders:
                     order = self._orders.popleft()
                     running = running and order != "end"
-                    if order != "look":
+                    if order == "cut unheard":
+                        self._unheard += [replies.source for _, replies in self._connections]
+                        for requests, _ in self._connections:
+                            requests.source.close()
+                        self._connections.clear()
+                    elif order != "look":
                         self._close(self._connections)
                 self._done.notify_all()
             if running and self._listener.fileno() in events:

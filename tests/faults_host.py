@@ -54,6 +54,19 @@ def failing(message):
     if kind == 2 or (kind == 1 and message.attempt == 1):
         raise ValueError(kind)
 
+_children = []
+
+def forking(message):
+    "Has a child process from its third message on, when there are both connections."
+    note(message)
+    _children.append(0)
+    if len(_children) == 3 and not os.fork():
+        os.setpgid(0, 0)
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(0.05)
+        os._exit(0)
+
 def gated(message):
     "Ends when the test opens the gate."
     begun = os.open(os.path.join(_directory, "begun"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fault_proxy import FaultProxy
 from list_host import ERRORS, HANDLERS, LIST, NODE, STATS, TAKERS, ListHost
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
@@ -372,3 +373,30 @@ def test_stops_while_redis_is_gone(
         host.wait_finished()
     finally:
         host.close()
+
+
+def test_what_goes_to_a_connection_that_only_redis_has_yet_is_handled_all_the_same(
+    short_dir: Path, own_redis: RedisServer
+) -> None:
+    with FaultProxy(own_redis.url) as proxy:
+        host = ListHost(short_dir, own_redis)
+        try:
+            host.use("fast")
+            host.env["WAKEQ_REDIS_URL"] = proxy.url
+            taker = host.start()
+            host.push(0)
+            host.wait_handled(1)
+
+            def waits() -> bool:
+                flags = [client["flags"] for client in host.redis.client_list()]
+                return any("b" in each for each in flags)
+
+            wait_until(waits)
+            proxy.cut_unheard()
+            taker.wait_log("found Redis again")
+            host.push(1)  # the wait that began earlier is answered first
+            wait_until(lambda: host.redis.llen(LIST) == 0)
+            check(host, 2, 0)
+            assert taker.stop() == 0
+        finally:
+            host.close()

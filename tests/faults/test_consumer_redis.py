@@ -217,6 +217,38 @@ def test_a_half_open_connection_is_noticed_and_replaced(
     assert process.count(LOST) == process.count(BACK) == 1
 
 
+def test_a_message_that_goes_to_a_connection_that_only_redis_has_yet_is_handled_all_the_same(
+    far_host: FaultHost, proxy: FaultProxy
+) -> None:
+    host = far_host
+    host.use("slow")
+    process = ready(host)
+    wait_until(lambda: blocked(host))
+    proxy.cut_unheard()
+    process.wait_log(BACK)
+    # The read that blocks for longer is answered first.
+    lost = host.fill(1)
+    wait_until(lambda: host.pending() == 1)
+    with load(host):
+        wait_until(lambda: lost[0] in host.handled(), 30)
+    host.check(duplicates=0)
+    assert process.stop() == 0
+
+
+def test_a_consumer_with_children_goes_on_over_a_new_connection(host: FaultHost) -> None:
+    """They have the old one open, which epoll tells of for as long."""
+    host.use("forking")
+    ready(host)
+    host.fill(5)
+    host.check(duplicates=0)
+    for _ in range(2):
+        for client in host.redis.client_list():
+            if client["name"].startswith("wakeq-consumer/"):
+                host.redis.client_kill_filter(client["id"])
+        host.fill(5)
+        host.check(duplicates=5, counted=False)
+
+
 def test_a_pause_of_redis_is_waited_for(host: FaultHost) -> None:
     host.use("slow")
     process = ready(host)

@@ -1,7 +1,9 @@
 """Reading: which messages to ask Redis for, and how many.
 
 After each connect the consumer's own pending messages come first, if there are any: those of a
-process that was killed, and those of a reply that was lost. Only then are new ones read.
+process that was killed, and those of a reply that was lost. Only then are new ones read. After a
+loss they come once more when the last read of the old connection must have ended: Redis may have
+taken that for alive, and have answered it.
 """
 
 from collections.abc import Callable, Collection
@@ -23,6 +25,8 @@ _ENOUGH_BYTES = 8 * 1024 * 1024
 _ENOUGH_SECONDS = 0.1
 # While the stream is paused, this often somebody looks whether it still is.
 _PAUSED_SECONDS = 1.0
+# After the time that a read blocks, it has ended after this.
+_GHOST_SECONDS = 1.0
 # More than anybody can have in hand (prefetch and concurrency at their highest).
 _MOST_PENDING = 10_000_000
 
@@ -92,6 +96,10 @@ class Reader:
         self._member = member
         self._hand = hand
         self._is_first = True
+        self._was_up = False
+        self._ghost_at = NEVER
+        self._longest_block = 0.0
+        self._held: tuple[Collection[bytes], ...] = ((), ())
         self._cursors = [b"0", b"0"]
         self._full = False
         self._asked = 0
@@ -107,6 +115,9 @@ class Reader:
         # An owner may have taken over what others had by the time that it reads.
         self.recovering = has_pending or self._member.is_fenced
         self._is_first = True
+        if self._was_up and not self._member.is_fenced:  # whose reads do not block
+            self._ghost_at = monotonic() + self._longest_block + _GHOST_SECONDS
+        self._was_up = True
         self._cursors = [b"0", b"0"]
         self._bytes_before = 0
 
@@ -116,13 +127,22 @@ class Reader:
         self.pace.asked(now, self._hand.unfinished, self._full)
         self._asked = count
         self.waiting = True
+        if now >= self._ghost_at and not self.recovering:
+            self._ghost_at = NEVER
+            self.recovering = True
+            self._cursors = [b"0", b"0"]
         if self.recovering:
             where: tuple[str | bytes, ...] = tuple(self._cursors)
             block_ms = 0
+            # What is acknowledged over the other connection may be answered before this.
+            self._held = tuple(frozenset(held) for held in self._hand.messages)
         else:
             where = (">", ">")
             if self._is_first:
                 block_ms = 0  # its reply says that messages can be read
+            elif self._ghost_at < NEVER:
+                block_ms = min(block_ms, max(1, int((self._ghost_at - now) * 1000)))
+            self._longest_block = max(self._longest_block, block_ms / 1000)
         self._is_first = False
         block = ("BLOCK", block_ms) if block_ms else ()
         self._look(channel)
@@ -238,8 +258,11 @@ class Reader:
         if self.recovering:
             # Now: what is in hand may be acknowledged, and no longer be there, by the time that
             # the look is answered.
-            held = self._hand.messages
-            messages = [m for m in messages if m.entry_id not in held[m.source]]
+            held, before = self._hand.messages, self._held
+            messages = [
+                m for m in messages
+                if m.entry_id not in held[m.source] and m.entry_id not in before[m.source]
+            ]  # fmt: skip
         if messages and self.recovering:
             self._look_up_deliveries(channel, messages)
         else:

@@ -35,6 +35,8 @@ from wakeq.wire import Argument, Reply, ServerError
 NEVER = float("inf")
 # A wait is no longer, so that a server that is gone without a word is noticed.
 _BLOCK_SECONDS = 10
+# After the time that a wait takes, it has ended after this.
+_GHOST_SECONDS = 1.0
 # While Redis is full it lets nobody wait.
 _FULL_SECONDS = 1.0
 _TAKE_BYTES = 8 * 1024 * 1024
@@ -78,7 +80,8 @@ class Taker:
         self._held: list[Message] = []
         self._take_at = 0.0
         self._turned_at = monotonic()
-        self._flush_at = self._look_at = NEVER
+        self._flush_at = self._look_at = self._search_at = NEVER
+        self._was_up = False
         self._exit_code = 0
         self._ended = False
 
@@ -163,6 +166,8 @@ class Taker:
             deadline = min(deadline, self._flush_at, kept)
             if self._take_at > now:
                 deadline = min(deadline, self._take_at)
+            if not self._waits:
+                deadline = min(deadline, self._search_at)
         for fd in self.selector.wait(max(0.0, deadline - now)):
             # A callback before this one may have given its connection up.
             self.selector.call(fd)
@@ -179,6 +184,10 @@ class Taker:
         """Say what is finished, in one send with the next take if there is room for one."""
         ready = self.finisher.has_ready
         room = 0
+        if now >= self._search_at and not self._waits:
+            if not self.link.taking.idle:
+                return  # soon
+            self._search()
         if not (self._waits or self.drainer.draining) and now >= self._take_at:
             self.pace.learn_rate(now, self.report.handled + self.report.failed)
             room = self.pace.room(self.hand.unfinished) if clock() < self.keeper.until else 0
@@ -207,12 +216,14 @@ class Taker:
         if self._is_full:
             self._ask_take(room)
         else:
-            command = ("BLMOVE", self.source, self.keeper.taking, "RIGHT", "LEFT", _BLOCK_SECONDS)
+            until_search = max(1.0, self._search_at - self._turned_at)
+            seconds = int(min(_BLOCK_SECONDS, until_search))
+            command = ("BLMOVE", self.source, self.keeper.taking, "RIGHT", "LEFT", seconds)
             if self._is_brisk:  # else a take for nothing follows each wait in vain
-                channel.ask(command, self._on_waited, _BLOCK_SECONDS)
+                channel.ask(command, self._on_waited, seconds)
                 self._ask_take(room)
             else:
-                channel.ask(command, lambda reply: self._on_waited(reply, room), _BLOCK_SECONDS)
+                channel.ask(command, lambda reply: self._on_waited(reply, room), seconds)
         channel.flush()
 
     def _ask_take(self, room: int) -> None:
@@ -304,6 +315,17 @@ class Taker:
         if not self.keeper.join(connection):
             self._disown()
         self.hand.begin(int(self.keeper.now_seconds * 1000))
+        self._search()
+        if self._was_up:
+            # Redis may take the old connection for alive yet, and answer what waits over it.
+            self._search_at = monotonic() + _BLOCK_SECONDS + _GHOST_SECONDS
+        self._was_up = True
+
+    def _search(self) -> None:
+        """Take in hand what was taken for this process and did not reach it."""
+        self._search_at = NEVER
+        self._is_full = True  # what a wait has moved is there for the next take
+        connection = self.link.taking.connection
         names = connection.call("HKEYS", self.keeper.taken)
         known = self.hand.messages
         lost = sorted(n for n in map(int, filter(bytes.isdigit, names)) if n not in known)
