@@ -2,8 +2,8 @@
 
 Read from the environment by hand, as sd_listen_fds(3) and systemd.exec(5) say, because
 importing systemd.daemon takes a consumer a tenth of its start-up time. Notifications go
-through sdnotify, which is as small but for the socket module that it loads: when there is the
-first thing to say.
+through sdnotify, which is as small but for the socket module that it loads; so READY=1, which
+must be said before the first message is handled, does not wait for that.
 """
 
 from __future__ import annotations
@@ -28,22 +28,37 @@ class Notifier:
 
     def __init__(self) -> None:
         self._notifier: Any = None
-        self._is_heard = bool(os.environ.get("NOTIFY_SOCKET"))
+        # Kept, because the application may take it out of its environment.
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
         self._status = ""
         self.watchdog_seconds = _watchdog_seconds()
 
     def _send(self, state: str) -> None:
-        if not self._is_heard:
+        if not self._address:
             return
         if self._notifier is None:
-            import sdnotify
-
-            self._notifier = sdnotify.SystemdNotifier()
+            self._notifier = self._connect()
         self._notifier.notify(state)
+
+    def _connect(self) -> Any:
+        import sdnotify
+
+        there = os.environ.get("NOTIFY_SOCKET")
+        os.environ["NOTIFY_SOCKET"] = self._address
+        try:
+            return sdnotify.SystemdNotifier()
+        finally:
+            if there is None:
+                del os.environ["NOTIFY_SOCKET"]
+            else:
+                os.environ["NOTIFY_SOCKET"] = there
 
     def ready(self) -> None:
         """Say that the service is ready, or ready again after a reload."""
-        self._send("READY=1")
+        if self._notifier is not None:
+            self._send("READY=1")
+        elif self._address:
+            _send_alone("READY=1", self._address)
 
     def reloading(self) -> None:
         """Say that a reload begins; `ready` ends it."""
@@ -67,6 +82,20 @@ class Notifier:
         if text != self._status:
             self._status = text
             self._send("STATUS=" + text.replace("\n", " "))
+
+
+def _send_alone(state: str, address: str) -> None:
+    """Say one thing, as sd_notify(3) has it, without a library."""
+    import _socket
+
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+    try:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.send(state.encode())
+    except OSError:
+        pass  # nobody listens; sdnotify says nothing of it either
+    finally:
+        sock.close()
 
 
 def monotonic_usec() -> int:

@@ -17,11 +17,12 @@ from wakeq.consumer import process
 from wakeq.consumer.acknowledger import Acknowledger, Failure
 from wakeq.consumer.hand import RETRY, STREAM, Hand, Member
 from wakeq.consumer.handler import Handler, batch, load
+from wakeq.consumer.keeper import Keeper
 from wakeq.consumer.main import PROGRAM
 from wakeq.consumer.program import Runner
 from wakeq.consumer.reporter import Reporter
 from wakeq.consumer.wakesocket import WakeSocket
-from wakeq.errors import ConfigError, HandlerFailure, Reject, Retry
+from wakeq.errors import BusyError, ConfigError, HandlerFailure, Reject, Retry
 from wakeq.message import Message, Publish, pack_failed
 from wakeq.scripts import Script
 from wakeq.selector import Selector
@@ -202,6 +203,33 @@ def test_has_looked_whose_the_failed_are_unless_it_is_sure() -> None:
         some.add_failure(Failure(message(1), 0, [b"body", b"x"]))
         some.send(channel, b"")  # type: ignore[arg-type]
     assert [command[6] for command in channel.asked] == ["me", ""]
+
+
+def test_who_takes_a_dead_process_for_its_name_knows_that_it_was_not_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Then what was pending may be more by now than when it was looked for."""
+
+    class FakeConnection:
+        def __init__(self, *holders: bytes) -> None:
+            self.holders = list(holders)
+
+        def call_many(self, commands: Any) -> list[Any]:
+            return [self.call(), *(b"then" for _ in commands[1:])]
+
+        def call(self, *_: Any) -> Any:
+            return self.holders.pop(0)
+
+    monkeypatch.setattr(process, "is_gone", lambda holder: holder == "dead")
+    keeper = Keeper(Member("orders", "billing", "me"), Hand(), 60)
+    connection: Any = FakeConnection(b"")
+    assert keeper.join(connection, [("PING",)]) == ([b"then"], True)
+    assert keeper.is_sure
+    connection = FakeConnection(b"dead", b"")
+    assert keeper.join(connection, [("PING",)]) == ([b"then"], False)
+    assert not keeper.is_sure, "the link was lost, and the name may have been"
+    with pytest.raises(BusyError, match="runs already"):
+        keeper.join(FakeConnection(b"boot/1/77/3"))  # type: ignore[arg-type]
 
 
 def test_moves_few_failed_messages_together_when_they_are_large() -> None:
@@ -387,20 +415,21 @@ def test_leaves_no_file_descriptor_behind() -> None:
 # -- what is told ---------------------------------------------------------------------------------
 
 
-def test_says_that_it_is_ready_a_moment_later_and_before_it_stops(
+def test_says_that_it_is_ready_before_the_first_message_and_how_it_is_a_moment_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     service = Service(PROGRAM, "orders", {"config_dir": str(tmp_path)})
     said: list[str] = []
     monkeypatch.setattr(service.notifier, "_send", said.append)
+    monkeypatch.setattr(service.notifier, "ready", lambda: said.append("READY=1"))
     report = Reporter(service, Member("orders", "orders", "host/orders"))
     report.ready()
-    # The first message goes to its lane before what says this is loaded.
+    # The first message goes to its lane before what says the rest is loaded.
     report.tick(0.0)
-    assert (report.is_ready, said) == (True, [])
+    assert (report.is_ready, said) == (True, ["READY=1"])
     report.tick(report.next_at)
-    assert said == ["STATUS=starting: 0 in hand, 0 handled", "READY=1"]
+    assert said[1:] == ["STATUS=starting: 0 in hand, 0 handled"]
     report.ready()
     report.tick(0.0)
     assert said[2:] == []

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import pytest
 
+from redis_servers import wait_until
 from wakeq import systemd
 from wakeq.errors import ConfigError
 
@@ -31,7 +32,21 @@ def notifier(
     made = systemd.Notifier()
     yield made
     # sdnotify leaves that to the end of the process.
-    made._notifier.socket.close()  # type: ignore[attr-defined]
+    if made._notifier is not None:
+        made._notifier.socket.close()
+
+
+def test_is_heard_also_when_the_application_has_cleared_its_environment(
+    notifier: systemd.Notifier, notify_socket: NotifySocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    notifier.ready()
+    assert notify_socket.wait_for("READY=1")
+    notifier.alive()
+    assert notify_socket.wait_for("WATCHDOG=1")
+    notifier.ready()
+    wait_until(lambda: notify_socket.messages.count("READY=1") == 2)
+    assert "NOTIFY_SOCKET" not in os.environ
 
 
 @pytest.mark.parametrize(

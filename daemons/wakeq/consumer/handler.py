@@ -20,7 +20,7 @@ _BATCH = "__wakeq_batch__"
 # Flags of a code object (inspect.CO_COROUTINE and so on; inspect is slow to import).
 _COROUTINE, _GENERATOR, _ASYNC_GENERATOR = 0x80, 0x20, 0x200
 # What wakeq's own modules load after the first message, or nearly everything else does.
-_LOADED_LATE = frozenset(("enum", "heapq", "queue", "selectors", "signal", "socket"))
+_LOADED_LATE = frozenset(("enum", "heapq", "queue", "sdnotify", "selectors", "signal", "socket"))
 
 
 def batch(most: int) -> Callable[[CallableT], CallableT]:

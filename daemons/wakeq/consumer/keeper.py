@@ -9,7 +9,7 @@ gives up what is no longer its own.
 """
 
 from collections.abc import Callable, Sequence
-from time import monotonic
+from time import CLOCK_BOOTTIME, clock_gettime, monotonic
 
 from wakeq.consumer import process
 from wakeq.consumer.channel import Channel
@@ -41,7 +41,8 @@ class Keeper:
         self._touch_seconds = claim_after / 3
         self.lifetime = lifetime
         self._keep_at = monotonic() + lifetime / 3
-        self._kept_until = float("inf")
+        self._kept_until = float("inf")  # by a clock that goes on while the machine is suspended
+        self._has_joined = False
         self._touch_at = monotonic() + self._touch_seconds
         self._member = member
         self._hand = hand
@@ -50,39 +51,46 @@ class Keeper:
         self._leave = Script("leave")
         self._set_idle = Script("set_idle")
 
-    def join(self, connection: Connection, then: Sequence[Command] = ()) -> list[Reply]:
+    def join(
+        self, connection: Connection, then: Sequence[Command] = ()
+    ) -> tuple[list[Reply], bool]:
         """Take the name, over a connection with nothing outstanding.
 
         Args:
             connection: to Redis.
             then: goes in the same send, and is carried out even if the name is not free.
 
-        Returns the replies to `then`.
+        Returns the replies to `then`, and whether the name was free at once.
 
         Raises:
             BusyError: another process has it.
         """
         names = [self._member.alive]
-        asked_at = monotonic()
+        asked_at = _now()
         join = self._join.whole(names, self._join_arguments(""))
         reply, *replies = connection.call_many([join, *then])
         if isinstance(reply, ServerError):
             raise reply
+        was_free = not reply
         while holder := reply.decode():
             if not process.is_gone(holder):
                 raise self._busy(holder)
             reply = self._join.call(connection, names, self._join_arguments(holder))
+        if self._has_joined:
+            self._kept_until = 0.0  # who knows what became of the name meanwhile
+        self._has_joined = True
         self._note_kept(asked_at)
-        return replies
+        return replies, was_free
 
     @property
     def is_sure(self) -> bool:
         """Tell whether the name was kept all the time, so that nobody has claimed from it.
 
-        Time is left for what is sent now to reach Redis. Once it was late, or another consumer was
-        seen to claim, what this process has in hand may be another's: it is never sure again.
+        Time is left for what is sent now to reach Redis. Once it was late, the link was lost, or
+        another consumer was seen to claim, what this process has in hand may be another's: it is
+        never sure again.
         """
-        return monotonic() < self._kept_until - self.lifetime / 2
+        return _now() < self._kept_until - self.lifetime / 2
 
     @property
     def next_at(self) -> float:
@@ -100,7 +108,7 @@ class Keeper:
 
     def keep(self, channel: Channel) -> None:
         """Keep the name for another lifetime."""
-        asked_at = monotonic()
+        asked_at = _now()
 
         def check(reply: Reply) -> None:
             if isinstance(reply, ServerError):
@@ -178,3 +186,7 @@ class Keeper:
         arguments: list[Argument] = [self._member.group, self._member.consumer, idle_ms]
         arguments += [message.entry_id for message in batch]
         channel.run(self._set_idle, [self._member.sources[source]], arguments, check)
+
+
+def _now() -> float:
+    return clock_gettime(CLOCK_BOOTTIME)

@@ -171,7 +171,7 @@ class Link:
         position = self.position()
         try:
             # In one send: a round trip takes the time of another process's turn, too.
-            ensured, *pending = self._keeper.join(
+            (ensured, *pending), was_free = self._keeper.join(
                 connection,
                 [
                     self._ensure_group.whole(
@@ -199,8 +199,9 @@ class Link:
             self._report.group_made_again(made.decode())
         if not self._is_registered:
             self.reading.ask(self._sign_up, self._take_sign_up)
-        # An error is one of rights, with which the messages may be read all the same.
-        self.on_up(bool(paused), any(pending))
+        # An error is one of rights, with which the messages may be read all the same. And who had
+        # the name until now may have read more since.
+        self.on_up(bool(paused), any(pending) or not was_free)
         if paused:
             self._report.ready()  # nothing will be read, which else says so
 

@@ -12,8 +12,8 @@ from wakeq.service import Service
 
 NEVER = float("inf")
 _TICK_SECONDS = 1.0
-# Loading what says READY=1 takes as long as a tenth of the start; a handler begins within this.
-_READY_SECONDS = 0.002
+# What tells the status takes a tenth of the start to load; a handler begins within this.
+_STATUS_SECONDS = 0.002
 
 
 class Reporter:
@@ -21,7 +21,7 @@ class Reporter:
 
     Attributes:
         handled, failed: messages, since the start.
-        is_ready: READY=1 is to be said, or was.
+        is_ready: READY=1 was said.
     """
 
     def __init__(self, service: Service, member: Member) -> None:
@@ -38,9 +38,9 @@ class Reporter:
         self._started = self._told_at = monotonic()
         # Twice as often as sd_watchdog_enabled(3) wants it, as the loop may be late.
         self._feed_seconds = self._notifier.watchdog_seconds / 4
-        # The manager counts from READY=1 on, before which nothing that loads sdnotify is said.
+        # The manager counts from READY=1 on; feeding it loads sdnotify.
         self._feed_at = self._started + self._feed_seconds if self._feed_seconds else NEVER
-        self._ready_at = NEVER
+        self._status_at = NEVER
         self._handled_then = 0
         self._rate = 0.0
         self._told = ""
@@ -51,12 +51,12 @@ class Reporter:
     @property
     def next_at(self) -> float:
         """When there will be something to tell."""
-        return min(self._tell_at, self._feed_at, self._ready_at)
+        return min(self._tell_at, self._feed_at, self._status_at)
 
     def tick(self, now: float) -> None:
-        """Say that all is ready, feed the watchdog, bring the status up to date once a second."""
-        if now >= self._ready_at:
-            self._say_ready()
+        """Feed the watchdog, and bring the status up to date once a second."""
+        if now >= self._status_at:
+            self._say_first_status()
         if now >= self._feed_at:
             self._feed_at = now + self._feed_seconds
             self._notifier.alive()
@@ -90,21 +90,21 @@ class Reporter:
         }
 
     def ready(self) -> None:
-        """Have said, as soon as the first message is in its handler, that all is ready."""
+        """Say that messages are handled from now on; the status, once the first is in its handler."""
         if self.is_ready:
             return
         self.is_ready = True
-        self._ready_at = monotonic() + _READY_SECONDS
+        self._notifier.ready()
+        self._status_at = monotonic() + _STATUS_SECONDS
         self._log.debug(
             "consumer started", event_id=journal.CONSUMER_STARTED,
             consumer=self._member.consumer, **self._names,
         )  # fmt: skip
 
-    def _say_ready(self) -> None:
-        if self._ready_at < NEVER:
-            self._ready_at = NEVER
+    def _say_first_status(self) -> None:
+        if self._status_at < NEVER:
+            self._status_at = NEVER
             self._notifier.status(self._words(self.state()))
-            self._notifier.ready()
 
     def waiting_for_redis(self, error: Exception, tries: int) -> None:
         """Say that Redis does not answer yet."""
@@ -171,7 +171,7 @@ class Reporter:
             self._owner = owner
             self._notifier.status(self._words("standing by"))
             self.ready()
-            self._say_ready()
+            self._status_at = NEVER
             self._log.info("standing by", owner=owner, **self._names)
             journal.open_log()
 
@@ -202,7 +202,7 @@ class Reporter:
 
     def stopping(self, words: str = "") -> None:
         """Say that the process is going to end."""
-        self._say_ready()
+        self._say_first_status()
         self._notifier.stopping()
         if words:
             self._notifier.status(words)
