@@ -15,12 +15,14 @@ def dial(host: str, port: int, seconds: float) -> _socket.socket:
     name = host.encode() if host.isascii() else host
     failure = OSError("it has no address")
     for kind in _socket.getaddrinfo(name, port, 0, _socket.SOCK_STREAM):
-        sock = _socket.socket(*kind[:3])
+        sock = None
         try:
+            sock = _socket.socket(*kind[:3])
             sock.settimeout(seconds)
             sock.connect(kind[4])
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
             failure = error
             continue
         _tune(sock)
