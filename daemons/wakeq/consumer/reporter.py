@@ -90,7 +90,7 @@ class Reporter:
         }
 
     def ready(self) -> None:
-        """Say that messages are handled from now on; the status, once the first is in its handler."""
+        """Say that messages are handled now; the status, when the first is in its handler."""
         if self.is_ready:
             return
         self.is_ready = True
