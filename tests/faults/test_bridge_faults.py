@@ -141,6 +141,26 @@ def test_a_user_without_info_can_have_a_bridge(host: BridgeHost, own_redis: Redi
     assert daemon.stop() == 0
 
 
+def test_a_redis_that_closes_idle_connections_was_not_lost(host: BridgeHost) -> None:
+    host.configure(lease="60s", workers=2)  # else the daemon's connection is never idle
+    daemon = host.start(workers=2)
+    host.wait_begun()
+    host.publish("one")
+    host.wait_entries(1)
+
+    def connections() -> set[str]:
+        clients = host.redis.client_list(_type="normal")
+        return {c["id"] for c in clients if c["name"] == "wakeq-bridge"}
+
+    before = connections()
+    host.redis.config_set("timeout", 1)
+    wait_until(lambda: not before & connections(), 30)
+    host.publish("two")
+    host.wait_entries(2)
+    assert daemon.stop() == 0
+    assert daemon.count("Redis was lost") == 0
+
+
 def test_goes_on_when_somebody_deletes_all_keys(host: BridgeHost) -> None:
     daemon = host.start(workers=2)
     host.wait_begun()

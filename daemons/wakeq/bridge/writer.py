@@ -6,6 +6,7 @@ What is sent again does no harm: the scripts know which batch it is.
 import os
 import select
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from wakeq.wire import Argument, Command, Connection, Lost, Reply, ServerError, 
 _NAME = "wakeq-bridge"
 _REPLY_SECONDS = 15.0
 _SEND_SECONDS = 15.0
+# Redis may be set to close what was idle for a second, or for longer.
+_IDLE_SECONDS = 1.0
 # What stands before an argument of so many bytes.
 _HEADS = [b"\r\n$%d\r\n" % size for size in range(4096)]
 
@@ -69,6 +72,8 @@ class Writer:
         self._say = say
         self._request: tuple[list[Argument], list[Argument]] | None = None
         self._is_sent = False
+        self._replied_at = 0.0  # monotonic
+        self._was_idle = False
         self._parent = os.getppid()
 
     def fileno(self) -> int:
@@ -89,6 +94,7 @@ class Writer:
         assert self._request is None
         self._request = (keys, arguments)
         self._is_sent = False
+        self._was_idle = time.monotonic() - self._replied_at >= _IDLE_SECONDS
         try:
             self._connection.send_one(self._script.command(keys, arguments))
             self._is_sent = True
@@ -99,6 +105,7 @@ class Writer:
         """Wait until the request is carried out, and return its reply."""
         reply = self._persist(self._carry_out)
         self._request = None
+        self._replied_at = time.monotonic()
         return reply
 
     def block(self, *command: Argument) -> None:
@@ -144,6 +151,7 @@ class Writer:
         while True:
             if not (self._connection.has_buffered() or poll.poll(_REPLY_SECONDS * 1000)):
                 self._connection.close()
+                self._was_idle = False
                 raise Lost(f"Redis at {self._url} did not answer in time")
             for reply in self._connection.receive():
                 return reply
@@ -159,6 +167,10 @@ class Writer:
             try:
                 reply = attempt()
             except WakeqError as error:
+                if self._was_idle and isinstance(error, Lost):
+                    # Closing what is idle is nothing to be told, if a new connection will do.
+                    self._was_idle = False
+                    continue
                 if backoff.tries == 0:
                     self._say(talk.LOST, str(error), error.exit_code)
                 self._pause(backoff.next())
