@@ -227,6 +227,7 @@ class Config:
         Raises:
             ConfigError: a setting is wrong, or there is not one source exactly.
         """
+        from wakeq.keys import OWN
         from wakeq.sections import Bridge
 
         base = instance_base(name)
@@ -240,6 +241,11 @@ class Config:
         self._overlay(section)
         if not (section.channel or section.pattern or section.shard_channels or section.list_):
             raise ConfigError(f"{path}: must have one of {', '.join(_SOURCES)}")
+        for source in (section.channel, section.pattern, *section.shard_channels):
+            if source.startswith(OWN):
+                raise ConfigError(
+                    f"{path}: channels that begin with {OWN} are wakeq's own: {source}"
+                )
         return section
 
     def _choose(

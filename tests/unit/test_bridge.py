@@ -283,6 +283,14 @@ def test_a_bridge_has_one_source(etc: Path) -> None:
         read(etc, 'channel = "c"\ntransform = "a:b"\nexec = ["/bin/true"]\n')
 
 
+@pytest.mark.parametrize(
+    "text", ['channel = "wakeq:doorbell"', 'pattern = "wakeq:*"', 'shard_channels = "wakeq:0..1"']
+)
+def test_channels_of_wakeqs_own_are_no_source(etc: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="channels that begin with wakeq: are wakeq's own: wakeq"):
+        read(etc, text)
+
+
 def test_an_option_names_another_source_than_the_file(etc: Path) -> None:
     section = read(etc, 'pattern = "news.*"\n', {"list_": "jobs"})
     assert (section.pattern, section.list_) == ("", "jobs")
