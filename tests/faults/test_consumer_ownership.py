@@ -162,5 +162,6 @@ def test_what_was_taken_from_a_stopped_process_is_not_tried_again_when_it_fails_
     host.open_gate()
     process.send(signal.SIGCONT)
     later = host.fill(1)
-    wait_until(lambda: [message.id for message in host.delayed(STREAM)] == later, 40)
+    wait_until(lambda: host.redis.zcard(keys.delayed(STREAM)), 40)
+    assert [message.id for message in host.delayed(STREAM)] == later
     assert pending_of(host, "thief") == set(taken)
