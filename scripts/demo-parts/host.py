@@ -150,7 +150,8 @@ class Host:
             except OSError:
                 continue  # it has ended, or is another user's
             if place == str(self.folder):
-                # "python /…/wakeq-consumer sizes"; "redis-server unixsocket:/…/redis.sock"
+                # "python -P /…/wakeq-consumer sizes"; "redis-server unixsocket:/…/redis.sock"
+                words = [word for word in words if word != "-P"]
                 word = words[1] if "/python" in words[0] else words[0].partition(" ")[0]
                 if word == "-m":
                     word = words[2]  # a part of wakeq-delay
