@@ -138,6 +138,12 @@ class RedisServer:
                 return False
 
 
+def _version() -> tuple[int, ...]:
+    """Return the version of the server's program: of Redis, or of Valkey, which began at 7.2."""
+    said = subprocess.run([SERVER, "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, said.partition(" v=")[2].split()[0].split(".")))
+
+
 def free_port() -> int:
     """Return a port that is free, and whose cluster bus port (10000 higher) is too.
 
@@ -281,12 +287,15 @@ class Cluster:
     def __init__(self, directory: Path, replicas: bool = False, timeout_ms: int = 1000) -> None:
         self._directory = directory
         self._timeout_ms = timeout_ms
+        self._shards: list[str] = []
         self.ports = [free_port() for _ in range(6 if replicas else 3)]
         self.nodes: list[RedisServer] = []
 
     def start(self) -> None:
         """Start the nodes, and return when each of them says that all is well."""
         ids = [os.urandom(20).hex() for _ in self.ports]
+        # Redis 8.0 ends at an SPUBLISH if a node's shard is not there; 7.0 has none.
+        self._shards = [os.urandom(20).hex() for _ in range(3)] if _version() >= (7, 2) else []
         for index, port in enumerate(self.ports):
             directory = _subdirectory(self._directory, port)
             # What they would else learn from one another, within seconds.
@@ -305,9 +314,10 @@ class Cluster:
             master = ids[index % 3] if index >= 3 else "-"
             flags = ("myself," if index == me else "") + ("slave" if index >= 3 else "master")
             epoch = index % 3 + 1
-            line = (
-                f"{node_id} 127.0.0.1:{port}@{port + 10000} {flags} {master} 0 0 {epoch} connected"
-            )
+            place = f"127.0.0.1:{port}@{port + 10000}"
+            if self._shards:
+                place += f",,shard-id={self._shards[index % 3]}"
+            line = f"{node_id} {place} {flags} {master} 0 0 {epoch} connected"
             if index < 3:
                 line += f" {self.SLOTS * index // 3}-{self.SLOTS * (index + 1) // 3 - 1}"
             lines.append(line)
