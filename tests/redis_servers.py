@@ -18,6 +18,7 @@ import redis
 
 T = TypeVar("T")
 
+_GIVEN: set[int] = set()  # ports
 SERVER = os.environ.get("WAKEQ_TEST_REDIS_SERVER", "redis-server")
 
 
@@ -145,18 +146,21 @@ def _version() -> tuple[int, ...]:
 
 
 def free_port() -> int:
-    """Return a port that is free, and whose cluster bus port (10000 higher) is too.
+    """Return a port that is free, and whose cluster bus port (10000 higher) is too; each once.
 
     Both lie below the range that the kernel takes the ports of outgoing connections from.
     """
     while True:
-        port = random.randrange(10240, 22000)
+        port = random.randrange(10240, 20240)
+        if port in _GIVEN:
+            continue  # whoever was given it may not have bound it yet
         with socket.socket() as bound, socket.socket() as bus:
             try:
                 bound.bind(("127.0.0.1", port))
                 bus.bind(("127.0.0.1", port + 10000))
             except OSError:
                 continue
+        _GIVEN.add(port)
         return port
 
 
