@@ -293,6 +293,9 @@ def test_means_what_systemd_means(expression: str, base: int, off: int, zone: st
     ours = said_by_us(expression, base + off, 5, zone)
     # Of a list of days counted from the end of the month, systemd refuses some that there are.
     assume(not (theirs is None and re.search(r"~[^ ]*,", expression)))
+    # Behind the day in 2026 on which Morocco's clocks change for good, systemd 257 finds no more.
+    ends_early = theirs is not None and ours is not None and ours[: len(theirs)] == theirs
+    assume(not (zone == "Africa/Casablanca" and ends_early and ours != theirs))
     assert ours == theirs
 
 
