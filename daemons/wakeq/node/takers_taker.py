@@ -166,7 +166,7 @@ class Taker:
             deadline = min(deadline, self._flush_at, kept)
             if self._take_at > now:
                 deadline = min(deadline, self._take_at)
-            if not self._waits:
+            if not self._waits and self.link.taking.idle:
                 deadline = min(deadline, self._search_at)
         for fd in self.selector.wait(max(0.0, deadline - now)):
             # A callback before this one may have given its connection up.
@@ -186,7 +186,7 @@ class Taker:
         room = 0
         if now >= self._search_at and not self._waits:
             if not self.link.taking.idle:
-                return  # soon
+                return  # once what it was asked is answered
             self._search()
         if not (self._waits or self.drainer.draining) and now >= self._take_at:
             self.pace.learn_rate(now, self.report.handled + self.report.failed)
