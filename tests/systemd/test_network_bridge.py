@@ -52,6 +52,10 @@ def test_another_host_takes_over_and_each_message_is_published_once(fleet: Fleet
             assert fleet.redis.publish(CHANNEL, str(count)) >= 1
             count += 1
 
+    def wait_until_all_is_in_the_stream() -> None:
+        """What is on its way to a host is lost with its network and its power."""
+        wait_until(lambda: fleet.redis.xlen(STREAM) >= count, 30, "all is published")
+
     first = wait_until(lambda: holder(fleet), 30, "a host takes the messages")
     publish(100)
     first.systemctl("stop", SERVICE)
@@ -59,15 +63,17 @@ def test_another_host_takes_over_and_each_message_is_published_once(fleet: Fleet
     publish(100)
     first.systemctl("start", SERVICE)
     publish(100)
+    wait_until_all_is_in_the_stream()
     second.cut()
     assert wait_for_another(fleet, second) is first
     publish(100)
     second.heal()
     wait_until(lambda: "standing by" in second.status_text(SERVICE), 60, "it stands by")
     publish(100)
+    wait_until_all_is_in_the_stream()
     first.kill_all()
     assert wait_for_another(fleet, first) is second
     publish(100)
-    wait_until(lambda: fleet.redis.xlen(STREAM) >= count, 30, "all is published")
+    wait_until_all_is_in_the_stream()
     bodies = [int(fields["body"]) for _, fields in fleet.redis.xrange(STREAM)]
     assert bodies == list(range(count))
