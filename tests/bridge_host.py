@@ -85,7 +85,7 @@ class BridgeHost:
         """Start a bridge, and wait until all its workers live and it has a source or stands by."""
         daemon = self.launch(name, *options, **env)
         ids = {f"{HOST}/{name}/{number}" for number in range(1, workers + 1)}
-        wait_until(lambda: ids <= set(self.ids()), 30, f"{name} runs: {daemon.lines}")
+        wait_until(lambda: ids <= set(self.ids()), 60, f"{name} runs: {daemon.lines}")
         return daemon
 
     def wait_begun(self, count: int = 1, bridge: str = "clicks", channel: str = CHANNEL) -> None:

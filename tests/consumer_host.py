@@ -87,7 +87,7 @@ class ConsumerProcess:
         """Whether the process lives."""
         return self.process.poll() is None
 
-    def wait_log(self, text: str, times: int = 1, deadline_s: float = 10) -> None:
+    def wait_log(self, text: str, times: int = 1, deadline_s: float = 20) -> None:
         """Wait until a text was printed so many times."""
         wait_until(lambda: self.count(text) >= times, deadline_s, f"{text!r} in {self.lines}")
 
@@ -103,7 +103,7 @@ class ConsumerProcess:
         """Ask it to stop, as systemd would; `wait_exit` waits for it."""
         self.process.terminate()
 
-    def wait_exit(self, deadline_s: float = 20) -> int:
+    def wait_exit(self, deadline_s: float = 60) -> int:
         """Wait for the end and return the exit code; a signal's is negative."""
         try:
             code = self.process.wait(deadline_s)
@@ -114,7 +114,7 @@ class ConsumerProcess:
         self._thread.join()
         return code
 
-    def stop(self, deadline_s: float = 20) -> int:
+    def stop(self, deadline_s: float = 60) -> int:
         """Stop it as systemd would, and return the exit code."""
         self.terminate()
         return self.wait_exit(deadline_s)
@@ -244,7 +244,7 @@ class ConsumerHost:
         """Connect to the wake socket of a consumer, as who wakes it does."""
         lease = socket.socket(socket.AF_UNIX)
         self._sockets.append(lease)
-        lease.settimeout(10)
+        lease.settimeout(60)
         lease.connect(str(self.socket_path(name)))
         return lease
 
@@ -267,7 +267,7 @@ class ConsumerHost:
         # A line that is being written may be seen in part.
         return text[: text.rfind("\n") + 1].splitlines()
 
-    def wait_records(self, count: int, deadline_s: float = 10) -> list[str]:
+    def wait_records(self, count: int, deadline_s: float = 20) -> list[str]:
         """Wait until there are so many records, and return them."""
         wait_until(
             lambda: len(self.records) >= count,
@@ -295,7 +295,7 @@ class ConsumerHost:
         )
 
     def wait_pending(
-        self, count: int, deadline_s: float = 10, stream: str = "orders", group: str = "orders"
+        self, count: int, deadline_s: float = 20, stream: str = "orders", group: str = "orders"
     ) -> None:
         """Wait until so many messages are pending for a group."""
         wait_until(
@@ -305,7 +305,7 @@ class ConsumerHost:
         )
 
     def wait_done(
-        self, deadline_s: float = 10, stream: str = "orders", group: str = "orders"
+        self, deadline_s: float = 20, stream: str = "orders", group: str = "orders"
     ) -> None:
         """Wait until a group has read all of a stream and has nothing pending."""
 
@@ -365,7 +365,7 @@ class ConsumerHost:
         return moved
 
     def wait_failed(
-        self, count: int, deadline_s: float = 10, stream: str = "orders", group: str = "orders"
+        self, count: int, deadline_s: float = 20, stream: str = "orders", group: str = "orders"
     ) -> None:
         """Wait until so many messages have failed and are no longer pending for that."""
         wait_until(

@@ -58,7 +58,7 @@ class FakeServer:
 
     def accept(self) -> socket.socket:
         """Return the next connection, greeted."""
-        return self._accepted.get(timeout=10)
+        return self._accepted.get(timeout=60)
 
     def _run(self) -> None:
         while True:

@@ -150,7 +150,7 @@ class FanoutHost:
         client.close()
         return found
 
-    def wait_clients(self, room: str, count: int, deadline_s: float = 10) -> None:
+    def wait_clients(self, room: str, count: int, deadline_s: float = 20) -> None:
         """Wait until a room has so many clients."""
         wait_until(lambda: len(self.clients_in(room)) == count, deadline_s, f"{count} in {room}")
 

@@ -198,7 +198,7 @@ class FaultProxy:
         with self._done:
             self._orders.append(order)
             os.eventfd_write(self._bell, 1)
-            assert self._done.wait_for(lambda: not self._orders, 10), "the proxy has stopped"
+            assert self._done.wait_for(lambda: not self._orders, 60), "the proxy has stopped"
 
     def _run(self) -> None:
         running = True

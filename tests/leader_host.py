@@ -27,7 +27,7 @@ from wakeq.errors import WakeqError
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
 from wakeq.service import Program, Service
-from wakeq.wakeup.loop import Loop
+from wakeq.loop import Loop
 from wakeq.wire import Connection, ServerError
 
 url, name, lease, trust, direct = sys.argv[1:6]

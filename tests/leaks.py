@@ -14,7 +14,7 @@ from redis_servers import wait_until
 
 
 @contextmanager
-def nothing_left_behind(deadline_s: float = 2) -> Iterator[None]:
+def nothing_left_behind(deadline_s: float = 30) -> Iterator[None]:
     """Fail if what the block started is still there `deadline_s` after it; end processes."""
     before = _left()
     yield

@@ -91,7 +91,7 @@ class ListHost(NodeHost):
         """Return the entries of the error list, the oldest first."""
         return [json.loads(entry) for entry in reversed(self.redis.lrange(ERRORS, 0, -1))]
 
-    def wait_errors(self, count: int, deadline_s: float = 20) -> list[Any]:
+    def wait_errors(self, count: int, deadline_s: float = 30) -> list[Any]:
         """Wait until there are so many entries in the error list, and return them."""
         wait_until(
             lambda: self.redis.llen(ERRORS) >= count, deadline_s,

@@ -22,7 +22,7 @@ _GIVEN: set[int] = set()  # ports
 SERVER = os.environ.get("WAKEQ_TEST_REDIS_SERVER", "redis-server")
 
 
-def wait_until(predicate: Callable[[], T], deadline_s: float = 10, message: str = "") -> T:
+def wait_until(predicate: Callable[[], T], deadline_s: float = 20, message: str = "") -> T:
     """Return the first true value of `predicate`, or fail after `deadline_s` seconds."""
     deadline = time.monotonic() + deadline_s
     while not (value := predicate()):
@@ -84,7 +84,7 @@ class RedisServer:
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(timeout=10)
+                self._process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 self.kill()
         self._process = None
@@ -202,7 +202,7 @@ class Sentinels:
             self._of_port[port] = server
             server.start()
         self._start_sentinels(ports)
-        wait_until(self._complete, 20, "the Sentinels know everybody")
+        wait_until(self._complete, 60, "the Sentinels know everybody")
 
     def _start_sentinels(self, ports: list[int]) -> None:
         ids = {free_port(): os.urandom(20).hex() for _ in range(3)}

@@ -43,7 +43,7 @@ class FakeConsumer:
         self.socket.close()
         self.sleep()
 
-    def wait_woken(self, deadline_s: float = 10) -> FakeConsumer:
+    def wait_woken(self, deadline_s: float = 20) -> FakeConsumer:
         """Wait for a wake, accept it and answer, as a consumer that has started."""
         self.socket.settimeout(deadline_s)
         try:
@@ -115,7 +115,7 @@ class Daemon:
         self._thread = threading.Thread(target=self._collect)
         self._thread.start()
 
-    def wait_log(self, text: str, times: int = 1, deadline_s: float = 10) -> None:
+    def wait_log(self, text: str, times: int = 1, deadline_s: float = 20) -> None:
         """Wait until a text was logged so many times."""
         wait_until(lambda: self.count(text) >= times, deadline_s, f"{text!r} in {self.lines}")
 
@@ -123,7 +123,7 @@ class Daemon:
         """Return how many lines of the log have a text."""
         return sum(text in line for line in self.lines)
 
-    def wait_exit(self, deadline_s: float = 20) -> int:
+    def wait_exit(self, deadline_s: float = 60) -> int:
         """Wait for the exit code."""
         code = self.process.wait(deadline_s)
         self._thread.join()
