@@ -133,7 +133,7 @@ class BridgeHost:
         """Return the fields of all entries of a stream."""
         return [fields for _, fields in self.redis.xrange(stream)]
 
-    def wait_entries(self, count: int, deadline_s: float = 30) -> list[dict[bytes, bytes]]:
+    def wait_entries(self, count: int, deadline_s: float = 60) -> list[dict[bytes, bytes]]:
         """Wait until the stream has so many entries, and return them."""
         wait_until(
             lambda: self.redis.xlen(STREAM) >= count, deadline_s,

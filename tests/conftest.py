@@ -118,7 +118,7 @@ class NotifySocket:
         self._thread = threading.Thread(target=self._collect, name="notify socket")
         self._thread.start()
 
-    def wait_for(self, message: str, deadline_s: float = 20, after: int = 0) -> str:
+    def wait_for(self, message: str, deadline_s: float = 60, after: int = 0) -> str:
         """Return the first such message, or fail; "STATUS=" is any that starts so.
 
         `after` is how many messages to pass over: `len(messages)` waits for a new one.

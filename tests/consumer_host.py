@@ -87,7 +87,7 @@ class ConsumerProcess:
         """Whether the process lives."""
         return self.process.poll() is None
 
-    def wait_log(self, text: str, times: int = 1, deadline_s: float = 20) -> None:
+    def wait_log(self, text: str, times: int = 1, deadline_s: float = 60) -> None:
         """Wait until a text was printed so many times."""
         wait_until(lambda: self.count(text) >= times, deadline_s, f"{text!r} in {self.lines}")
 
@@ -267,7 +267,7 @@ class ConsumerHost:
         # A line that is being written may be seen in part.
         return text[: text.rfind("\n") + 1].splitlines()
 
-    def wait_records(self, count: int, deadline_s: float = 20) -> list[str]:
+    def wait_records(self, count: int, deadline_s: float = 60) -> list[str]:
         """Wait until there are so many records, and return them."""
         wait_until(
             lambda: len(self.records) >= count,
@@ -295,7 +295,7 @@ class ConsumerHost:
         )
 
     def wait_pending(
-        self, count: int, deadline_s: float = 20, stream: str = "orders", group: str = "orders"
+        self, count: int, deadline_s: float = 60, stream: str = "orders", group: str = "orders"
     ) -> None:
         """Wait until so many messages are pending for a group."""
         wait_until(
@@ -305,7 +305,7 @@ class ConsumerHost:
         )
 
     def wait_done(
-        self, deadline_s: float = 20, stream: str = "orders", group: str = "orders"
+        self, deadline_s: float = 60, stream: str = "orders", group: str = "orders"
     ) -> None:
         """Wait until a group has read all of a stream and has nothing pending."""
 
@@ -365,7 +365,7 @@ class ConsumerHost:
         return moved
 
     def wait_failed(
-        self, count: int, deadline_s: float = 20, stream: str = "orders", group: str = "orders"
+        self, count: int, deadline_s: float = 60, stream: str = "orders", group: str = "orders"
     ) -> None:
         """Wait until so many messages have failed and are no longer pending for that."""
         wait_until(

@@ -22,7 +22,7 @@ class Client:
     def __init__(self, address: Path | tuple[str, int]) -> None:
         family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
         self.socket = socket.socket(family)
-        self.socket.settimeout(30)
+        self.socket.settimeout(60)
         self.socket.connect(str(address) if isinstance(address, Path) else address)
         self.events: list[dict[str, Any]] = []
         self._lines = self.socket.makefile("rb")
@@ -150,7 +150,7 @@ class FanoutHost:
         client.close()
         return found
 
-    def wait_clients(self, room: str, count: int, deadline_s: float = 20) -> None:
+    def wait_clients(self, room: str, count: int, deadline_s: float = 60) -> None:
         """Wait until a room has so many clients."""
         wait_until(lambda: len(self.clients_in(room)) == count, deadline_s, f"{count} in {room}")
 

@@ -132,7 +132,7 @@ class FaultHost(ConsumerHost):
 
         wait_until(enough, deadline_s, f"{count} messages are handled: {self.output[-2000:]}")
 
-    def wait_more_runs(self, count: int = 1, deadline_s: float = 30) -> None:
+    def wait_more_runs(self, count: int = 1, deadline_s: float = 60) -> None:
         """Wait until handlers have run so many times more."""
         before = len(self.records)
         wait_until(lambda: len(self.records) >= before + count, deadline_s, "handlers run")

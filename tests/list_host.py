@@ -91,7 +91,7 @@ class ListHost(NodeHost):
         """Return the entries of the error list, the oldest first."""
         return [json.loads(entry) for entry in reversed(self.redis.lrange(ERRORS, 0, -1))]
 
-    def wait_errors(self, count: int, deadline_s: float = 30) -> list[Any]:
+    def wait_errors(self, count: int, deadline_s: float = 60) -> list[Any]:
         """Wait until there are so many entries in the error list, and return them."""
         wait_until(
             lambda: self.redis.llen(ERRORS) >= count, deadline_s,
@@ -99,7 +99,7 @@ class ListHost(NodeHost):
         )  # fmt: skip
         return self.errors()
 
-    def wait_handled(self, count: int, deadline_s: float = 30) -> list[str]:
+    def wait_handled(self, count: int, deadline_s: float = 60) -> list[str]:
         """Wait until so many messages were handled, each counted once, and return them."""
         wait_until(
             lambda: len(set(self.handled())) >= count, deadline_s,
@@ -108,7 +108,7 @@ class ListHost(NodeHost):
         )  # fmt: skip
         return self.handled()
 
-    def wait_finished(self, deadline_s: float = 30) -> None:
+    def wait_finished(self, deadline_s: float = 60) -> None:
         """Wait until nothing is in the list, or in hand."""
         wait_until(lambda: not self.left(), deadline_s, f"nothing is left: {self.output[-3000:]}")
 

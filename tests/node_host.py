@@ -54,7 +54,7 @@ class NodeHost(ConsumerHost):
         who = (self.redis.hget(keys.lease(name, source), "who") or b"").decode()
         return int(who.rpartition("/")[2]) if "/" in who else 0
 
-    def wait_leader(self, *nodes: ConsumerProcess, deadline_s: float = 30) -> ConsumerProcess:
+    def wait_leader(self, *nodes: ConsumerProcess, deadline_s: float = 60) -> ConsumerProcess:
         """Return the one of some nodes that leads, as soon as one does."""
         pids = {node.pid: node for node in nodes}
         pid = wait_until(
@@ -75,14 +75,14 @@ class NodeHost(ConsumerHost):
             if b"wakeq.seq" in fields
         ]
 
-    def wait_emitted(self, count: int, deadline_s: float = 30) -> list[Emitted]:
+    def wait_emitted(self, count: int, deadline_s: float = 60) -> list[Emitted]:
         """Wait until so many were emitted, and return them."""
         wait_until(
             lambda: self.redis.xlen(NAME) >= count, deadline_s, f"{count} emitted:\n{self.output}"
         )
         return self.emitted()
 
-    def wait_more(self, count: int = 2, deadline_s: float = 30) -> list[Emitted]:
+    def wait_more(self, count: int = 2, deadline_s: float = 60) -> list[Emitted]:
         """Wait until some more were emitted."""
         return self.wait_emitted(self.redis.xlen(NAME) + count, deadline_s)
 

@@ -61,7 +61,7 @@ class StrictHost(ConsumerHost):
         """Return number and process of each message that was begun, in order."""
         return [(int(line.split()[0]), int(line.split()[1])) for line in self.records]
 
-    def wait_begun(self, count: int, deadline_s: float = 30) -> None:
+    def wait_begun(self, count: int, deadline_s: float = 60) -> None:
         """Wait until so many different messages were begun."""
         wait_until(
             lambda: len({number for number, _ in self.runs()}) >= count,

@@ -43,7 +43,7 @@ class FakeConsumer:
         self.socket.close()
         self.sleep()
 
-    def wait_woken(self, deadline_s: float = 20) -> FakeConsumer:
+    def wait_woken(self, deadline_s: float = 60) -> FakeConsumer:
         """Wait for a wake, accept it and answer, as a consumer that has started."""
         self.socket.settimeout(deadline_s)
         try:
@@ -115,7 +115,7 @@ class Daemon:
         self._thread = threading.Thread(target=self._collect)
         self._thread.start()
 
-    def wait_log(self, text: str, times: int = 1, deadline_s: float = 20) -> None:
+    def wait_log(self, text: str, times: int = 1, deadline_s: float = 60) -> None:
         """Wait until a text was logged so many times."""
         wait_until(lambda: self.count(text) >= times, deadline_s, f"{text!r} in {self.lines}")
 
@@ -186,7 +186,7 @@ class WakeupHost:
         self._daemons.append(daemon)
         return daemon
 
-    def wait_woken(self, consumers: list[FakeConsumer], deadline_s: float = 30) -> None:
+    def wait_woken(self, consumers: list[FakeConsumer], deadline_s: float = 60) -> None:
         """Wait until each of these has been woken, in whatever order, and let it handle."""
         asleep = set(consumers)
 
