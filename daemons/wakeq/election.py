@@ -42,9 +42,9 @@ from wakeq import keys
 from wakeq.alarm import Alarm
 from wakeq.backoff import Backoff
 from wakeq.errors import UnavailableError, WakeqError
+from wakeq.loop import Loop, Timer
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
-from wakeq.wakeup.loop import Loop, Timer
 from wakeq.wire import Argument, Connection, Reply, ServerError, explain
 
 # How long a lease is remembered that nobody wants: a month.

@@ -8,16 +8,19 @@ one, of one Python.
 import ctypes
 import marshal
 import os
+import random  # noqa: F401  (backoff.py needs it when no file may be opened any more)
 import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from wakeq.consumer import interpreter
-from wakeq.wakeup.loop import Loop
+from wakeq.errors import UnavailableError
+from wakeq.loop import Loop
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None)
@@ -42,6 +45,57 @@ def tied() -> Callable[[], None]:
             os._exit(0)  # it has died before
 
     return tie
+
+
+def spawn(
+    command: list[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    variable: str = "",
+    stdout: int | None = _STDERR,
+    is_tied: bool = True,
+) -> tuple[subprocess.Popen[bytes], int, socket.socket]:
+    """Start a process in a group of its own, so that what it runs can be ended with it.
+
+    Args:
+        command: what it runs; the number of its end of a socket is added to the arguments.
+        environment: its own; without, that of this process.
+        variable: the environment variable to have that number in, instead of the arguments.
+        stdout: where it prints to: a file descriptor, None for that of this process.
+        is_tied: it dies with this process, which must have one thread alone.
+
+    Returns:
+        The process, a file descriptor that is readable when it has ended, and the other end of the
+        socket.
+
+    Raises:
+        UnavailableError: the host has no room for it.
+    """
+    environment = dict(os.environ if environment is None else environment)
+    try:
+        with ExitStack() as opened:
+            ours, theirs = socket.socketpair()
+            opened.enter_context(ours)
+            with theirs:
+                number = str(theirs.fileno())
+                if variable:
+                    environment[variable] = number
+                process = subprocess.Popen(
+                    command if variable else [*command, number],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    pass_fds=(theirs.fileno(),),
+                    process_group=0,
+                    preexec_fn=tied() if is_tied else None,  # noqa: PLW1509  (one thread)
+                )
+            opened.callback(process.wait)
+            opened.callback(process.kill)
+            ended = os.pidfd_open(process.pid)
+            opened.pop_all()
+    except OSError as error:
+        raise UnavailableError(f"no process can be started: {error.strerror}") from None
+    return process, ended, ours
 
 
 def packed(said: Any) -> bytes:
@@ -77,6 +131,9 @@ class Worker:
         module: what it runs, with the number of its end of the socket as the argument.
         on_answer: called with the worker and what it says; with None when it has ended.
         python: the interpreter to run it with, of the application's own environment.
+
+    Raises:
+        UnavailableError: the host has no room for it.
     """
 
     def __init__(
@@ -89,25 +146,14 @@ class Worker:
         self._loop = loop
         self._on_answer = on_answer
         self._inbox = Inbox()
-        self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(_SEND_SECONDS)
         command = [sys.executable, "-m", module]
         environment: dict[str, str] = {}
         if python:
             command, environment = interpreter.lend(python, module)
-        with theirs:
-            self._process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                env=os.environ | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=_STDERR,
-                pass_fds=(theirs.fileno(),),
-                process_group=0,  # so that what it runs can be ended with it
-                preexec_fn=tied(),  # noqa: PLW1509  (daemons have one thread)
-            )
-        loop.watch(self._socket.fileno(), self.receive)
         # What it has forked may keep the other end of the socket open, and so its end unheard.
-        self._ended = os.pidfd_open(self._process.pid)
+        self._process, self._ended, self._socket = spawn(command, os.environ | environment)
+        self._socket.settimeout(_SEND_SECONDS)
+        loop.watch(self._socket.fileno(), self.receive)
         loop.watch(self._ended, self._receive_rest)
 
     def ask(self, said: Any) -> None:

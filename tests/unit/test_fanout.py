@@ -21,7 +21,7 @@ from wakeq.fanout.door import Door
 from wakeq.fanout.patience import Patience
 from wakeq.fanout.peer import Limits, Peer
 from wakeq.fanout.records import Queued
-from wakeq.wakeup.loop import Timer
+from wakeq.loop import Timer
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)

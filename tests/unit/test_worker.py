@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from wakeq.loop import Loop
 from wakeq.service import RUN
-from wakeq.wakeup.loop import Loop
 from wakeq.worker import Worker
 
 # It answers, and forks one that keeps its end of the socket, before it ends.

@@ -5,7 +5,6 @@ it says that it is published: if its process ends before that, the next one is g
 the same number, and Redis knows whether that number was published already.
 """
 
-import random  # noqa: F401  (backoff.py needs it at a crash, when no file may be opened any more)
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ from wakeq.bridge.talk import Run
 from wakeq.bridge.worker import Batch, Worker
 from wakeq.errors import ConfigError, RefusedError, UnavailableError, WakeqError
 from wakeq.journal import Log
-from wakeq.wakeup.loop import Loop
+from wakeq.loop import Loop
 
 # Redis is busy with a batch for about a millisecond.
 _MOST = 250

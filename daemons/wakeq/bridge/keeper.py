@@ -25,9 +25,9 @@ from wakeq.bridge.subscription import Subscription
 from wakeq.bridge.talk import Run
 from wakeq.config import instance_base
 from wakeq.errors import EX_UNAVAILABLE, BusyError, UnavailableError, WakeqError
+from wakeq.loop import Loop, Timer
 from wakeq.redis_url import RedisURL
 from wakeq.service import Service
-from wakeq.wakeup.loop import Loop, Timer
 from wakeq.wire import Lost
 
 _MIB = 1 << 20

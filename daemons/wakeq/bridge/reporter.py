@@ -10,8 +10,8 @@ from wakeq.bridge.link import Link
 from wakeq.bridge.reader import Closed
 from wakeq.config import Bridge
 from wakeq.errors import RefusedError, WakeqError
+from wakeq.loop import Loop
 from wakeq.service import Service
-from wakeq.wakeup.loop import Loop
 
 _SAY_SECONDS = 1.0
 _LOG_SECONDS = 3.0

@@ -7,20 +7,18 @@ given a batch when it wants one, and asks for the next when it has that.
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 from wakeq.bridge import talk
 from wakeq.bridge.talk import Run
-from wakeq.errors import UnavailableError
-from wakeq.wakeup.loop import Loop
+from wakeq.loop import Loop
+from wakeq.worker import spawn
 
-_STDERR = 2
+_COMMAND = [sys.executable, "-m", "wakeq.bridge.work"]
 
 
 class Batch:
@@ -84,7 +82,7 @@ class Worker:
         self._talk: talk.Talk | None = None
         self._process: subprocess.Popen[bytes] | None = None
         # The loop knows no writing: this is readable for it when the process takes more.
-        self._takes: select.epoll | None = None
+        self._takes = select.epoll()
         self._ended = -1  # readable when the process has ended
         self._waits = self._finishes = False
 
@@ -99,10 +97,7 @@ class Worker:
         Raises:
             UnavailableError: the host has no room for it.
         """
-        try:
-            self._launch()
-        except OSError as error:
-            raise UnavailableError(f"no process can be started: {error.strerror}") from None
+        self._launch()
         skips = [list(place) for place, count in self.crashes.items()
                  if count >= self._settings["max_crashes"]]  # fmt: skip
         self.say(talk.SETTINGS, self._settings | {"careful": careful, "skips": skips})
@@ -138,12 +133,11 @@ class Worker:
         if self._talk is None:
             return 0
         assert self._process is not None
-        assert self._takes is not None
         self._loop.forget(self._ended)
         os.close(self._ended)
         self._loop.forget(self._talk.fileno())
         self._loop.forget(self._takes.fileno())
-        self._takes.close()
+        self._takes.unregister(self._talk.fileno())
         self._waits = False
         self._talk.close()
         self._talk = None
@@ -152,32 +146,16 @@ class Worker:
         return self._process.wait()
 
     def _launch(self) -> None:
-        with ExitStack() as opened:
-            ours, theirs = socket.socketpair()
-            opened.enter_context(ours)
-            with theirs:
-                takes = opened.enter_context(select.epoll())
-                takes.register(ours.fileno(), select.EPOLLOUT)
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "wakeq.bridge.work", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=_STDERR,
-                    pass_fds=(theirs.fileno(),),
-                    process_group=0,  # so that what it runs can be ended with it
-                )
-            opened.callback(process.wait)
-            opened.callback(process.kill)
-            # What it forks may keep the other end of the socket open, and so its end unheard.
-            self._ended = os.pidfd_open(process.pid)
-            opened.pop_all()
-        self._process, self._takes, self._talk = process, takes, talk.Talk(ours)
+        # What it forks may keep the other end of the socket open, and so its end unheard.
+        self._process, self._ended, ours = spawn(_COMMAND, is_tied=False)
+        self._takes.register(ours.fileno(), select.EPOLLOUT)
+        self._talk = talk.Talk(ours)
         self._loop.watch(ours.fileno(), self._hear)
         self._loop.watch(self._ended, self._hear_rest)
 
     def _send(self) -> None:
         """Send what was said, as far as it is taken; the rest when there is room."""
         assert self._talk is not None
-        assert self._takes is not None
         try:
             waits = not self._talk.send()
         except OSError:

@@ -16,10 +16,10 @@ from wakeq.delay.link import Link
 from wakeq.delay.promoter import Promoter
 from wakeq.delay.repairer import Repairer
 from wakeq.errors import ConfigError, UnavailableError, WakeqError
+from wakeq.loop import Loop, Timer
 from wakeq.redis_url import RedisURL
 from wakeq.service import Service
 from wakeq.settings import format_duration
-from wakeq.wakeup.loop import Loop, Timer
 from wakeq.wire import ServerError, explain
 
 _PAGE = 1000

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from wakeq import keys
+from wakeq.loop import Loop
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
-from wakeq.wakeup.loop import Loop
 from wakeq.wire import Argument, Command, Connection, Lost, Reply, ServerError, explain
 
 _NAME = "wakeq-delay"

@@ -20,8 +20,8 @@ from wakeq.delay.link import Link
 from wakeq.delay.stream import Stream
 from wakeq.errors import UnavailableError
 from wakeq.journal import Log
+from wakeq.loop import Loop, Timer
 from wakeq.scripts import Script
-from wakeq.wakeup.loop import Loop, Timer
 from wakeq.wire import TRANSIENT, Connection, Reply, ServerError, explain
 
 _STREAMS_MOST = 32

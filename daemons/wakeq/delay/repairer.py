@@ -21,6 +21,7 @@ from wakeq.delay.link import Link
 from wakeq.delay.stream import Stream
 from wakeq.delay.worker import Worker
 from wakeq.errors import ConfigError, TimedOut, UnavailableError
+from wakeq.loop import Loop, Timer
 from wakeq.message import (
     ATTEMPT,
     CONSUMER,
@@ -34,7 +35,6 @@ from wakeq.message import (
 )
 from wakeq.scripts import Script
 from wakeq.service import NOW, Service
-from wakeq.wakeup.loop import Loop, Timer
 from wakeq.wire import TRANSIENT, Argument, ServerError, explain
 
 _NAME = b"wakeq-delay"
@@ -84,7 +84,12 @@ class Repairer:
         self._repaired = self._buried = 0
 
     def configure(self, settings: Delay) -> None:
-        """Repair with these settings from now on, once they are found to work."""
+        """Repair with these settings from now on, once they are found to work.
+
+        Raises:
+            UnavailableError: the host has no room for the process at the start; later, it is tried
+                again.
+        """
         before, self._settings = self._settings, settings
         if not (settings.repair or settings.repair_exec):
             self.ready = True
@@ -93,7 +98,12 @@ class Repairer:
                 self._end_worker()
         elif self._worker is None or not _same(before, settings):
             self._drop_candidate()
-            self._candidate = Worker(self._loop, settings, self._answered)
+            try:
+                self._candidate = Worker(self._loop, settings, self._answered)
+            except UnavailableError as error:
+                if not self.ready:
+                    raise
+                self._try_again(str(error))
 
     def note(self, stream: Stream, when_ms: float) -> None:
         """Have a stream looked at: a message of it may be handed out then."""
@@ -239,6 +249,9 @@ class Repairer:
         why = said[1] if said is not None and said[0] == BAD else "the repair ends its own process"
         if not self.ready:
             raise ConfigError(why)
+        self._try_again(why)
+
+    def _try_again(self, why: str) -> None:
         self._log.error(f"messages cannot be repaired: {why}")
         self._loop.after(self._backoff.next() + 1.0, self._begin_again)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from wakeq import worker
 from wakeq.config import Delay
-from wakeq.wakeup.loop import Loop
+from wakeq.loop import Loop
 
 
 class Worker(worker.Worker):

@@ -12,7 +12,7 @@ import time
 from typing import Protocol
 
 from wakeq.fanout.peer import Peer
-from wakeq.wakeup.loop import Loop
+from wakeq.loop import Loop
 
 _EVENTS_MOST = 512
 # After "too many open files": some may be closed by then.

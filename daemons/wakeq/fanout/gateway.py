@@ -30,7 +30,7 @@ from wakeq.fanout.peer import Peer
 from wakeq.fanout.records import Queued
 from wakeq.fanout.rooms import Request
 from wakeq.fanout.trouble import BELL
-from wakeq.wakeup.loop import Loop, Timer
+from wakeq.loop import Loop, Timer
 
 _AGAIN_SECONDS = 1.0
 _GONE_MOST = 10_000

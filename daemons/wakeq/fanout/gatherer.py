@@ -15,7 +15,7 @@ from wakeq.fanout.delivery import Ask
 from wakeq.fanout.door import Door
 from wakeq.fanout.office import Office
 from wakeq.fanout.peer import Peer
-from wakeq.wakeup.loop import Loop
+from wakeq.loop import Loop
 
 _PATIENCE_SECONDS = 0.003
 _PATIENCE_MOST_SECONDS = 0.05

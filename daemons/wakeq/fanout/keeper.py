@@ -17,9 +17,9 @@ from wakeq.fanout.gateway import Gateway
 from wakeq.fanout.link import Link
 from wakeq.fanout.peer import Limits
 from wakeq.fanout.trouble import Trouble
+from wakeq.loop import Loop, Timer
 from wakeq.redis_url import RedisURL
 from wakeq.service import Service
-from wakeq.wakeup.loop import Loop, Timer
 
 _SAY_SECONDS = 1.0
 # At the end: until all are told and out of their rooms; whoever is not is timed out.

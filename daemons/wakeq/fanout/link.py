@@ -18,8 +18,8 @@ from wakeq.errors import UnavailableError, WakeqError
 from wakeq.fanout.calling import Steps, call
 from wakeq.fanout.rooms import Request
 from wakeq.fanout.trouble import BELL, Trouble
+from wakeq.loop import Loop
 from wakeq.redis_url import RedisURL
-from wakeq.wakeup.loop import Loop
 from wakeq.wire import Command, Connection, Lost, ServerError
 
 NAME = "wakeq-fanout"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from wakeq.fanout.peer import Peer
-from wakeq.wakeup.loop import Loop, Timer
+from wakeq.loop import Loop, Timer
 
 # A timer that is not needed any more stays with the loop until then.
 _LOOK_SECONDS = 30.0

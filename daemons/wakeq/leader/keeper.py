@@ -14,9 +14,9 @@ from wakeq.consumer.process import describe_self
 from wakeq.election import Elector
 from wakeq.errors import EX_TEMPFAIL, UnavailableError, UsageError, WakeqError
 from wakeq.leader.terms import trust_seconds
+from wakeq.loop import Loop
 from wakeq.redis_url import RedisURL
 from wakeq.service import DRAIN, Service
-from wakeq.wakeup.loop import Loop
 
 
 class Keeper:

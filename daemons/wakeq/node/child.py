@@ -19,11 +19,11 @@ from wakeq import journal
 from wakeq.backoff import Backoff
 from wakeq.config import Node
 from wakeq.consumer.wakesocket import INHERITED
-from wakeq.errors import EX_CONFIG, EX_NOPERM, EX_USAGE, WakeqError
+from wakeq.errors import EX_CONFIG, EX_NOPERM, EX_USAGE, UnavailableError, WakeqError
 from wakeq.journal import Log
+from wakeq.loop import Loop, Timer
 from wakeq.service import NOW, Service
-from wakeq.wakeup.loop import Loop, Timer
-from wakeq.worker import tied
+from wakeq.worker import spawn
 
 # Asked this often how it is, and oftener until it is ready.
 _ASK_SECONDS = 2.0
@@ -157,19 +157,18 @@ class Child:
             if setting.name in self._service.options
         ]
         environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
-        self._socket, theirs = socket.socketpair()
-        self._socket.setblocking(False)
-        with theirs:
-            environment[INHERITED] = str(theirs.fileno())
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", f"wakeq.node.{kind}", self._service.name, *options],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=(theirs.fileno(),),
-                process_group=0,  # a terminal's Ctrl+C is for the node
-                preexec_fn=tied(),  # noqa: PLW1509  (there are no threads here)
+        command = [sys.executable, "-m", f"wakeq.node.{kind}", self._service.name, *options]
+        try:
+            self._process, self._pidfd, self._socket = spawn(
+                command, environment, variable=INHERITED, stdout=None
             )
-        self._pidfd = os.pidfd_open(self._process.pid)
+        except UnavailableError as error:
+            self._log.error(
+                "nothing can be consumed, trying again", name=self._service.name, error=str(error)
+            )
+            self._timer = self._loop.after(self._backoff.next(), self._spawn)
+            return
+        self._socket.setblocking(False)
         self._loop.watch(self._pidfd, self._ended)
         self._loop.watch(self._socket.fileno(), self._receive)
         self._spawned_at = self._answered_at = time.monotonic()

@@ -23,11 +23,11 @@ from wakeq.config import Node
 from wakeq.election import Elector
 from wakeq.errors import WakeqError
 from wakeq.journal import Log
+from wakeq.loop import Loop, Timer
 from wakeq.node.link import Link
 from wakeq.node.source import Source
 from wakeq.node.timetable import MICRO, Timetable
 from wakeq.scripts import Script
-from wakeq.wakeup.loop import Loop, Timer
 from wakeq.wire import Argument, Reply, ServerError, explain
 
 # A clock of Redis that was set is noticed within this, also while nothing is due.

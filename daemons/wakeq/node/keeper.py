@@ -18,6 +18,7 @@ from wakeq.config import instance_base
 from wakeq.consumer.process import describe_self
 from wakeq.election import Elector
 from wakeq.errors import UnavailableError, WakeqError
+from wakeq.loop import Loop
 from wakeq.node.child import Child
 from wakeq.node.emitter import Emitter
 from wakeq.node.link import Link
@@ -26,7 +27,6 @@ from wakeq.node.reporter import Figures, Reporter
 from wakeq.node.source import Source
 from wakeq.redis_url import RedisURL
 from wakeq.service import Service
-from wakeq.wakeup.loop import Loop
 
 # Of the lease. The fence makes sure that nothing is emitted by who was superseded, so that it is
 # enough that a leader gives up before the next one begins; clocks differ by far less.

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from wakeq.errors import UnavailableError, WakeqError
+from wakeq.loop import Loop
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
-from wakeq.wakeup.loop import Loop
 from wakeq.wire import Argument, Command, Connection, Reply, ServerError
 
 # Nothing else is done meanwhile. If it takes so long the lease is about to be lost anyway.

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from wakeq import keys
 from wakeq.config import Node
+from wakeq.loop import Loop
 from wakeq.node.link import Link
 from wakeq.scripts import Script
 from wakeq.service import Service
-from wakeq.wakeup.loop import Loop
 from wakeq.wire import Reply
 
 _SAY_SECONDS = 1.0

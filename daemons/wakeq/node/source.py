@@ -12,11 +12,11 @@ from typing import Any
 from wakeq import journal
 from wakeq.backoff import Backoff
 from wakeq.config import Node
-from wakeq.errors import ConfigError
+from wakeq.errors import ConfigError, UnavailableError
 from wakeq.journal import Log
+from wakeq.loop import Loop, Timer
 from wakeq.message import BODY
 from wakeq.node.timetable import MICRO
-from wakeq.wakeup.loop import Loop, Timer
 from wakeq.worker import Worker
 
 # What the process says first.
@@ -62,12 +62,24 @@ class Source:
         return self._take is not None
 
     def start(self) -> None:
-        """Start the process that makes messages, if there is one."""
+        """Start the process that makes messages, if there is one.
+
+        Raises:
+            UnavailableError: the host has no room for it, at the first start; later, it is tried
+                again.
+        """
         settings = self._settings
         if self._worker is not None or not self._needs_worker:
             return
         python = settings.python if settings.generate else ""
-        self._worker = Worker(self._loop, "wakeq.node.generate", self._answered, python)
+        try:
+            self._worker = Worker(self._loop, "wakeq.node.generate", self._answered, python)
+        except UnavailableError as error:
+            if not self.ready:
+                raise
+            self._tell(str(error), "")
+            self._loop.after(self._backoff.next(), self.start)
+            return
         source = settings.list_ or settings.stream
         kind = "list" if settings.list_ else "stream"
         self._worker.ask((self._name, settings.generate, settings.generate_exec, source, kind))

@@ -8,7 +8,7 @@ from typing import Any
 
 from wakeq import keys
 from wakeq.config import Consumer
-from wakeq.wakeup.loop import Timer
+from wakeq.loop import Timer
 
 # The states of a sleeper.
 ASLEEP = "asleep"

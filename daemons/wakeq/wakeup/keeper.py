@@ -13,11 +13,11 @@ from wakeq import journal, keys
 from wakeq.backoff import Backoff
 from wakeq.config import Wakeup
 from wakeq.errors import ConfigError, UnavailableError, WakeqError
+from wakeq.loop import Loop, Timer
 from wakeq.redis_url import RedisURL
 from wakeq.service import Service
 from wakeq.wakeup.discoverer import Discoverer
 from wakeq.wakeup.lines import Lines
-from wakeq.wakeup.loop import Loop, Timer
 from wakeq.wakeup.prober import Prober
 from wakeq.wakeup.roster import Roster
 from wakeq.wakeup.starter import Starter

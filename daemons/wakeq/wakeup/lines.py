@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable
 
 from wakeq.errors import UnavailableError
+from wakeq.loop import Loop
 from wakeq.redis_url import RedisURL
-from wakeq.wakeup.loop import Loop
 from wakeq.wire import Command, Connection, Lost, Reply, ServerError, explain
 
 # A server that does not answer a short question for so long is as good as gone.

@@ -14,9 +14,9 @@ from wakeq import journal
 from wakeq.config import Config, instance_base
 from wakeq.config import Consumer as Settings
 from wakeq.errors import WakeqError
+from wakeq.loop import Loop, Timer
 from wakeq.wakeup.group import Sleeper
 from wakeq.wakeup.inotify import Inotify
-from wakeq.wakeup.loop import Loop, Timer
 from wakeq.wakeup.waker import Waker
 
 _GATHER_SECONDS = 0.02

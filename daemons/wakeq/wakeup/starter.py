@@ -11,8 +11,8 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
+from wakeq.loop import Loop, Timer
 from wakeq.wakeup.group import AWAKE, QUEUED, STARTING, Sleeper
-from wakeq.wakeup.loop import Loop, Timer
 
 # A start that takes longer does not hold up the others any more.
 _SLOT_SECONDS = 10.0

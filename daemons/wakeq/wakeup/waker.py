@@ -58,6 +58,7 @@ from functools import partial
 
 from wakeq import journal
 from wakeq.config import Consumer
+from wakeq.loop import Loop
 from wakeq.wakeup.group import (
     ASLEEP,
     AWAKE,
@@ -71,7 +72,6 @@ from wakeq.wakeup.group import (
     Look,
     Sleeper,
 )
-from wakeq.wakeup.loop import Loop
 from wakeq.wakeup.prober import Prober
 from wakeq.wakeup.starter import Starter
 from wakeq.wakeup.watcher import Watcher

@@ -22,9 +22,9 @@ from functools import partial
 
 from wakeq import failpoint
 from wakeq.errors import UnavailableError
+from wakeq.loop import Loop
 from wakeq.wakeup.group import ID, Group, format_id
 from wakeq.wakeup.lines import Lines
-from wakeq.wakeup.loop import Loop
 from wakeq.wire import TRANSIENT, Argument, Lost, Reply, ServerError, explain
 
 _GROUPS_MOST = 64

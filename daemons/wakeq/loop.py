@@ -1,4 +1,4 @@
-"""The one loop of wakeq-wakeup: file descriptors, timers, and what a turn leaves to be sent.
+"""The one loop of a daemon: file descriptors, timers, and what a turn leaves to be sent.
 
 It owns the selector and the monotonic clock. It knows nothing of Redis or consumers, but it is
 the one place where their failures are caught: whatever a callback raises as a `WakeqError`
