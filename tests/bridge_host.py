@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,15 @@ class BridgeHost:
         """Return the numbers of all messages of bursts that are in the stream, sorted."""
         return sorted(int(fields[b"number"]) for fields in self.entries())
 
+    def subscriptions(self) -> list[int]:
+        """Return the clients of Redis that take messages: they have their marks besides."""
+        return [int(c["id"]) for c in self.redis.client_list() if int(c["sub"]) > 1]
+
+    def unread(self) -> int:
+        """Return how many bytes Redis has for those; a cut leaves them what they were sent."""
+        clients = [c for c in self.redis.client_list() if int(c["sub"]) > 1]
+        return sum(int(c["obl"]) + int(c["omem"]) for c in clients)
+
     def dead(self, bridge: str = "clicks") -> list[dict[bytes, bytes]]:
         """Return the dead letters of a bridge."""
         return self.entries(keys.dead(STREAM, keys.bridge_group(bridge)))
@@ -197,5 +206,8 @@ def stopped(pid: int) -> Iterator[None]:
 
 def workers_of(daemon: Daemon) -> list[int]:
     """Return the processes of a bridge's workers."""
-    path = Path(f"/proc/{daemon.process.pid}/task")
-    return [int(pid) for task in path.iterdir() for pid in (task / "children").read_text().split()]
+    found = ""
+    for task in Path(f"/proc/{daemon.process.pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found += (task / "children").read_text()
+    return [int(pid) for pid in found.split()]

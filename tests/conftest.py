@@ -111,6 +111,7 @@ class NotifySocket:
         self.env = {"NOTIFY_SOCKET": str(path)}
         # Every assignment received, in order: "READY=1", "STATUS=...".
         self.messages: list[str] = []
+        self._marks = 0
         self._changed = threading.Condition()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
@@ -136,6 +137,15 @@ class NotifySocket:
             line = found()
         assert line is not None
         return line
+
+    def collected(self) -> int:
+        """Return how many messages there are when all that was sent before is among them."""
+        self._marks += 1
+        mark = f"X_MARK={self._marks}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(mark.encode(), str(self.path))
+        self.wait_for(mark, 60)
+        return len(self.messages)
 
     def close(self) -> None:
         """Stop collecting."""
