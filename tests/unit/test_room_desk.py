@@ -272,6 +272,48 @@ def test_what_was_removed_from_the_log_is_counted_as_missed(desk: Desk) -> None:
     assert tally.missed == 9 * 2
 
 
+def given_from_log(desk: Desk) -> list[tuple[str, str]]:
+    """Hand out what waits of the log; who got what."""
+    found = []
+    while isinstance(step := desk.next_read(), RoomMessage):
+        found.append((step.client, step.id))
+        desk.finish(step)
+    assert step == Ask("read")  # which also says that all of it is done
+    return found
+
+
+def test_what_waits_of_the_log_is_not_given_to_who_has_left(desk: Desk) -> None:
+    desk.hear(0, 2, 0, V)
+    desk.next_read()
+    desk.take_read(read(2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    first = desk.next_read()
+    assert isinstance(first, RoomMessage)
+    desk.begin_leave("b")
+    desk.finish(first)
+    assert (first.client, given_from_log(desk)) == ("a", [("a", read_message(raw(2)).id)])
+    assert desk.read_from == (2, 2)
+
+
+@pytest.mark.parametrize("mode", [b"sync", b"async"])
+def test_what_waits_of_the_log_is_not_given_to_who_has_joined_anew(mode: bytes) -> None:
+    desk = Desk("r", Tally(), reports=False)
+    members = look(logged=3)
+    members[2] = [b"a", b"async", 0, 0, b"b", b"async", 0, 0]
+    desk.take_look(next_ask(desk), members)
+    desk.next_read()
+    desk.take_read(read(3, 0, 1, 1, raw(1), 2, 2, raw(2), 3, 3, raw(3)))
+    # It left, and came again behind the second one.
+    anew = look(version=V + 1, logged=3)
+    anew[2] = [b"a", mode, 2, 2, b"b", b"async", 0, 0]
+    desk.doubt_look()
+    desk.take_look(next_ask(desk), anew)
+    given = given_from_log(desk)
+    ids = [read_message(raw(number)).id for number in (1, 2, 3)]
+    assert [message_id for client, message_id in given if client == "b"] == ids
+    expected = ids[2:] if mode == b"async" else []
+    assert [message_id for client, message_id in given if client == "a"] == expected
+
+
 def test_garbage_is_counted_and_passed_over(desk: Desk) -> None:
     desk.hear(1, 1, 0, V)
     desk.take_look(next_ask(desk), look(1, b"garbage", [b"a"]))

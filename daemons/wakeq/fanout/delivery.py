@@ -114,6 +114,10 @@ class Seat:
         self.in_hand = ""
         self.acked = ""
 
+    def takes(self, number: int, oob: bool) -> bool:
+        """Tell whether something in the log is for the client."""
+        return number > self.since and (self.mode != "sync" or oob)
+
 
 class Ask(NamedTuple):
     """What to ask Redis: `ack`, `look` or `read`."""

@@ -117,9 +117,8 @@ class Desk:
             clients = list(self._acks.pop(message_id))
             if rest := clients[CLIENTS_MOST:]:
                 self._acks[message_id] = dict.fromkeys(rest)
-            ask = Ask("ack", message_id, clients[:CLIENTS_MOST])
-            self._asked.append(ask)
-            return ask
+            self._asked.append(Ask("ack", message_id, clients[:CLIENTS_MOST]))
+            return self._asked[-1]
         if self._wants_look:
             self._wants_look = False
             names = [client for client, seat in self.seats.items() if seat.mode == "sync"]
@@ -128,8 +127,11 @@ class Desk:
 
     def next_read(self) -> Ask | RoomMessage | None:
         """Return what to do next for the log."""
-        if self._log_todo:
-            return self._log_todo[0][1]
+        while self._log_todo:
+            number, message = self._log_todo[0]
+            if (seat := self.seats.get(message.client)) and seat.takes(number, message.oob):
+                return message
+            self.finish(message)  # who it is for has left since, and may have joined anew
         if self.is_ours and self._reads_on:
             self._wants_read, self._is_asked = False, True
             return Ask("read")
@@ -247,8 +249,8 @@ class Desk:
             if client in self._leaving:
                 continue
             known = self.seats.get(client)
-            found[client] = known or Seat(mode.decode(), since, joined)
-            found[client].mode, found[client].joined = mode.decode(), joined
+            seat = found[client] = known or Seat(mode.decode(), since, joined)
+            seat.mode, seat.since, seat.joined = mode.decode(), since, joined
         for client in self.seats.keys() - found.keys():
             self.ejected.append((client, self._reasons.get(client, "")))
         self._reasons.clear()
@@ -263,7 +265,8 @@ class Desk:
         `repeated`: they were sent again, so what says that it was done may be from the first time.
         """
         failed, version, rounds, logged, late, raw, now_us = reply
-        self._has_reply(ask)
+        if ask in self._asked:
+            self._asked.remove(ask)
         found = self.take_failures(failed) if failed else []
         known = ("doubled", "not-outstanding") if repeated else ("doubled",)
         in_vain = [client for client, code in found if code not in known]
@@ -283,14 +286,11 @@ class Desk:
         self.hear(rounds, logged, late, version)
         return found
 
-    def _has_reply(self, ask: Ask) -> None:
-        if ask in self._asked:
-            self._asked.remove(ask)
-
     def put_back(self, ask: Ask) -> None:
         """Ask that again: there was no reply."""
         if ask.what == "ack":
-            self._has_reply(ask)
+            if ask in self._asked:
+                self._asked.remove(ask)
             later = self._acks.get(ask.message_id, {})
             self._acks[ask.message_id] = dict.fromkeys([*ask.clients, *later])
         else:
@@ -325,7 +325,7 @@ class Desk:
 
     def _take_entry(self, number: int, rounds: int, message: Queued, now_us: int) -> None:
         for client, seat in self.seats.items():
-            if number > seat.since and (seat.mode != "sync" or not rounds):
+            if seat.takes(number, not rounds):
                 each = RoomMessage(self.room, client, message, not rounds, False)
                 each.latency = self._tally.receive(now_us, message)
                 self._log_todo.append((number, each))
