@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 
-from redis_servers import RedisServer, wait_until
+from redis_servers import SERVER, RedisServer, free_port, wait_until
 from wakeq import redis_client
 from wakeq.errors import ConfigError, RefusedError, UnavailableError, WakeqError
 from wakeq.redis_client import Servers, connect, connect_async, errors_explained
@@ -121,7 +121,7 @@ def mute(short_dir: Path) -> Iterator[Mute]:
 
 
 def test_never_sends_a_command_twice(mute: Mute) -> None:
-    client = connect(RedisURL(mute.url), "wakeq-test", timeout=0.2)
+    client = connect(RedisURL(mute.url), "wakeq-test", timeout=2)
     late = pytest.raises(UnavailableError, match="did not answer in time")
     with late, errors_explained("there"):
         client.xadd("orders", {"body": 1})
@@ -132,7 +132,7 @@ def test_never_sends_a_command_twice(mute: Mute) -> None:
 
 def test_never_sends_a_command_twice_with_asyncio(mute: Mute) -> None:
     async def add() -> None:
-        client = connect_async(RedisURL(mute.url), "wakeq-test", timeout=0.2)
+        client = connect_async(RedisURL(mute.url), "wakeq-test", timeout=2)
         try:
             with errors_explained("there"):
                 await client.xadd("orders", {"body": 1})
@@ -164,7 +164,7 @@ def test_waits_for_a_free_connection(redis: RedisServer, monkeypatch: pytest.Mon
 def explained(url: str, *command: str) -> WakeqError:
     """Return what a command that fails is explained as."""
     parsed = RedisURL(url)
-    client = connect(parsed, "wakeq-test", timeout=1)
+    client = connect(parsed, "wakeq-test", timeout=30)
     try:
         with errors_explained(parsed):
             client.execute_command(*(command or ("PING",)))
@@ -259,7 +259,7 @@ def test_explains_sentinels_that_are_not_there() -> None:
 
 
 def test_asks_sentinel_for_the_master(
-    redis_server: Callable[..., RedisServer], short_dir: Path, free_port: Callable[[], int]
+    redis_server: Callable[..., RedisServer], short_dir: Path
 ) -> None:
     port, sentinel_port = free_port(), free_port()
     redis_server("--port", str(port))
@@ -268,7 +268,7 @@ def test_asks_sentinel_for_the_master(
         f"port {sentinel_port}\nbind 127.0.0.1\ndir {short_dir}\nlogfile {short_dir}/log\n"
         f"sentinel monitor main 127.0.0.1 {port} 1\n"
     )
-    process = subprocess.Popen(["redis-server", str(configuration), "--sentinel"])
+    process = subprocess.Popen([SERVER, str(configuration), "--sentinel"])
     try:
         url = RedisURL(f"redis+sentinel://127.0.0.1:{sentinel_port}/main/2")
         client = connect(url, "wakeq-test")
@@ -285,7 +285,7 @@ def test_asks_sentinel_for_the_master(
         client.connection_pool.disconnect()
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_explains_files_for_tls_that_are_not_there() -> None:
@@ -306,7 +306,7 @@ def certificate(short_dir: Path) -> Path:
 
 
 def test_speaks_tls_with_a_server_it_trusts(
-    redis_server: Callable[..., RedisServer], certificate: Path, free_port: Callable[[], int]
+    redis_server: Callable[..., RedisServer], certificate: Path
 ) -> None:
     port = free_port()
     cert, key = certificate / "cert.pem", certificate / "key.pem"
@@ -321,16 +321,6 @@ def test_speaks_tls_with_a_server_it_trusts(
     error = explained(f"rediss://127.0.0.1:{port}")
     assert isinstance(error, ConfigError)
     assert "its certificate is not trusted" in str(error)
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    def find() -> int:
-        with socket.socket() as bound:
-            bound.bind(("127.0.0.1", 0))
-            return int(bound.getsockname()[1])
-
-    return find
 
 
 def moved(text: str) -> redis_py.exceptions.ResponseError:
@@ -362,7 +352,7 @@ def test_asks_another_server_after_one_was_lost() -> None:
     assert address(servers.client("orders")) == ("127.0.0.1", 2)
 
 
-def test_asks_each_server_once_when_none_can_be_reached(free_port: Callable[[], int]) -> None:
+def test_asks_each_server_once_when_none_can_be_reached() -> None:
     url = f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
     servers = Servers(RedisURL(url), "wakeq-test")
     with pytest.raises(UnavailableError, match="cannot be reached: Connection refused"):

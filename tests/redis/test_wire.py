@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -227,14 +226,16 @@ def test_says_that_there_are_too_many_clients(own_redis: RedisServer) -> None:
 
 
 def test_says_that_the_server_is_loading(redis_server: Callable[..., RedisServer]) -> None:
-    server = redis_server("--enable-debug-command", "local")
+    server = redis_server("--enable-debug-command", "local", "--rdbcompression", "no")
     client = server.client()
-    client.execute_command("DEBUG", "POPULATE", 1000)
-    client.config_set("key-load-delay", 1000)  # microseconds
+    # For a minute; it looks at what it is asked a thousand times meanwhile.
+    client.execute_command("DEBUG", "POPULATE", 1000, "key", 1024)
+    client.config_set("key-load-delay", 60_000)  # microseconds
     client.config_set("loading-process-events-interval-bytes", 1024)
     with connected(server.url) as connection:
-        reload = threading.Thread(target=client.execute_command, args=("DEBUG", "RELOAD"))
-        reload.start()
+        asked = Connection(RedisURL(server.url), "wakeq-test")
+        asked.connect()
+        asked.send([["DEBUG", "RELOAD"]])
         try:
             errors: list[ServerError] = []
 
@@ -246,7 +247,8 @@ def test_says_that_the_server_is_loading(redis_server: Callable[..., RedisServer
             wait_until(is_loading)
             connection.connect()  # logging in and INFO are answered
         finally:
-            reload.join()
+            asked.close()
+            server.kill()
         error = explain(errors[0], connection.url)
     assert isinstance(error, UnavailableError)
     assert "cannot answer now: LOADING" in str(error)
@@ -324,7 +326,7 @@ def receive(connection: Connection, count: int) -> list[object]:
     """Receive as a loop does: when the selector says so."""
     replies: list[object] = []
     while len(replies) < count:
-        assert connection.has_buffered() or select.select([connection], [], [], 10)[0]
+        assert connection.has_buffered() or select.select([connection], [], [], 60)[0]
         replies += connection.receive()
     return replies
 
@@ -361,7 +363,7 @@ def test_replies_that_came_before_the_connection_broke_are_received(
 ) -> None:
     with connected(own_redis.url) as connection:
         connection.send([["ECHO", "1"]])
-        assert select.select([connection], [], [], 10)[0]
+        assert select.select([connection], [], [], 60)[0]
         own_redis.kill()
         connection.send([["ECHO", "2"]])
         assert connection.receive() == [b"1"]

@@ -113,10 +113,11 @@ def test_follows_a_failover_when_it_connects_again(replicated: Cluster) -> None:
     with connected(replicated.url(), key) as connection:
         connection.call("XADD", key, "*", "a", "b")
         owner = replicated.owner(key)
-        replicated.nodes[owner].client().execute_command("WAIT", 1, 5000)
+        wait_until(lambda: connection.call("WAIT", 1, 1000) == 1)
         replicated.nodes[owner].kill()
         with pytest.raises(Lost):
             connection.call("PING")
+        replicated.nodes[owner + 3].ask("CLUSTER FAILOVER", "TAKEOVER")
 
         def connects() -> bool:
             try:
@@ -125,7 +126,7 @@ def test_follows_a_failover_when_it_connects_again(replicated: Cluster) -> None:
             except (UnavailableError, ServerError):
                 return False
 
-        wait_until(connects, 30, "the replica has taken over")
+        wait_until(connects, message="the replica has taken over")
         port = int(connection.call("CONFIG", "GET", "port")[1])
         assert port == replicated.ports[owner + 3]
 
