@@ -214,9 +214,9 @@ def test_a_reader_that_stops_reading_has_what_is_removed(
     done = wakeq.start("errors", "jobs", stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     # The pipe is full, and it waits with what it has read and not written.
-    wait_until(lambda: 0 < left() < 400, 20)
+    wait_until(lambda: 0 < left() < 400)
     seen = [left()]
-    wait_until(lambda: (seen.append(left()), len(seen) > 40 and len(set(seen[-40:])) == 1)[1], 20)
+    wait_until(lambda: (seen.append(left()), len(seen) > 40 and len(set(seen[-40:])) == 1)[1])
     done.send_signal(signal.SIGKILL)
     done.communicate(timeout=60)
     text = b""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis as redis_py
 
+from conftest import NotifySocket
 from consumer_host import ConsumerHost
 from redis_servers import Cluster, RedisServer, wait_until
 from wakeq import keys
@@ -168,16 +169,16 @@ def reading(client: redis_py.Redis) -> list[str]:
 
 
 def test_a_consumer_that_waits_stops_and_goes_on(
-    wakeq: Wakeq, host: ConsumerHost, redis: RedisServer
+    wakeq: Wakeq, host: ConsumerHost, notify_socket: NotifySocket
 ) -> None:
-    consumer = host.start()
+    consumer = host.start(**notify_socket.env)
     host.publish(1)
     host.wait_records(1)
     wait_until(lambda: reading(host.redis))
     host.redis.config_resetstat()
     wakeq.run("pause", "orders")
     assert unblocked(host.redis) >= 1
-    wait_until(lambda: not reading(host.redis))
+    notify_socket.wait_for("STATUS=paused: 0 in hand, 1 handled")
     host.publish(2, 3)
     assert wakeq.run("status", "--json").json()[0]["streams"][0]["groups"][0]["unread"] == 2
     assert host.records == ["1"]

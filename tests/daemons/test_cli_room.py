@@ -37,7 +37,7 @@ class Listening:
     def __init__(self, wakeq: Wakeq, rooms: FanoutClient, *words: str, clients: int = 1) -> None:
         options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = wakeq.start("room", "listen", *words, stderr=subprocess.PIPE, **options)
-        wait_until(lambda: rooms.room_metrics(words[0]).clients == clients, 30)
+        wait_until(lambda: rooms.room_metrics(words[0]).clients == clients)
 
     def line(self) -> str:
         """Return the next line that it prints."""
@@ -54,7 +54,7 @@ class Listening:
         """End it, and return the exit code."""
         if number is not None:
             self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=60)
         assert b"Traceback" not in errors, errors.decode()
         return self.process.returncode
 
@@ -287,9 +287,9 @@ def test_asks_at_a_terminal(wakeq: Wakeq, rooms: FanoutClient) -> None:
             "room", "listen", "r", "--by-hand", "--count", "1",
             stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        wait_until(lambda: rooms.room_metrics("r").waiting == 1, 30)
+        wait_until(lambda: rooms.room_metrics("r").waiting == 1)
         os.write(ours, b"\n")
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     finally:
         os.close(ours)
         os.close(theirs)

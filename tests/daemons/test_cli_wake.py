@@ -42,7 +42,10 @@ class Sleeper:
         connection, _ = self._listener.accept()
         with connection:
             while not self.asked.endswith(b"\n"):
-                self.asked += connection.recv(100)
+                chunk = connection.recv(100)
+                if not chunk:
+                    return  # it has given up before it asked
+                self.asked += chunk
             self._behave(connection)
 
     def close(self) -> None:
@@ -88,7 +91,7 @@ def test_waits_until_the_consumer_sleeps(wakeq: Wakeq, sleeper: Callable[..., Sl
 
     def behave(connection: socket.socket) -> None:
         connection.sendall(ANSWER)
-        may_sleep.wait(10)
+        may_sleep.wait(60)
         slept.set()
 
     sleeper(behave)
@@ -97,7 +100,7 @@ def test_waits_until_the_consumer_sleeps(wakeq: Wakeq, sleeper: Callable[..., Sl
     assert process.stdout.readline().startswith(b"orders: awake")
     assert process.poll() is None
     may_sleep.set()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
     assert slept.is_set()
 
