@@ -188,13 +188,15 @@ class WakeupHost:
 
     def wait_woken(self, consumers: list[FakeConsumer], deadline_s: float = 60) -> None:
         """Wait until each of these has been woken, in whatever order, and let it handle."""
-        asleep = set(consumers)
+        asleep = {consumer.socket.fileno(): consumer for consumer in consumers}
+        poll = select.poll()
+        for fd in asleep:
+            poll.register(fd, select.POLLIN)
 
         def all_woken() -> bool:
-            readable, _, _ = select.select([consumer.socket for consumer in asleep], [], [], 0)
-            for consumer in [each for each in asleep if each.socket in readable]:
-                consumer.wait_woken().handle()
-                asleep.remove(consumer)
+            for fd, _ in poll.poll(0):
+                poll.unregister(fd)
+                asleep.pop(fd).wait_woken().handle()
             return not asleep
 
         wait_until(all_woken, deadline_s)

@@ -328,9 +328,9 @@ def handle(message):
     host.redis.xadd("orders", {f"wakeq.own{n}": "x" for n in range(9000)} | {"body": "last"})
     host.start()
     for attempt in (1, 2):
-        host.wait_failed(4 * attempt, 30)
+        host.wait_failed(4 * attempt)
         assert host.deliver() == 4
-    wait_until(lambda: host.stats().get("handled") == "4", 30)
+    wait_until(lambda: host.stats().get("handled") == "4")
     seen: dict[str, set[str]] = {}
     for line in host.records:
         entry_id, _, *rest = line.split()
@@ -344,7 +344,7 @@ def test_many_that_fail_are_all_delayed_once(host: ConsumerHost) -> None:
     host.configure(handler=host.handler(BAD), concurrency=4)
     ids = host.publish(*range(2000))
     consumer = host.start()
-    host.wait_failed(2000, 30)
+    host.wait_failed(2000)
     host.wait_done()
     assert sorted(m.id for m in host.delayed()) == sorted(i.decode() for i in ids)
     assert host.stats()["failed"] == "2000"

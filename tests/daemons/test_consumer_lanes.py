@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,19 +27,17 @@ def host(short_dir: Path, redis: RedisServer) -> Iterator[ConsumerHost]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_handles_as_many_at_once_as_it_may(host: ConsumerHost, kind: str) -> None:
     code = f"""{NAP[kind]}
-running = 0
+running = []
 {kind} handle(message):
-    global running
-    running += 1
-    while running < 6: {WAIT[kind].format(0.01)}
-    {WAIT[kind].format(0.1)}
-    record(running)
+    running.append(message)
+    while len(running) < 6: {WAIT[kind].format(0.01)}
+    record(len(running))
 """
     host.configure(handler=host.handler(code), concurrency=6)
     host.publish(*range(6))
     host.start()
     host.wait_done()
-    assert max(map(int, host.records)) == 6
+    assert host.records == ["6"] * 6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +54,7 @@ import random
         pipeline.xadd("orders", {"wakeq.key": f"key{number % 23}", "body": number})
     pipeline.execute()
     host.start()
-    host.wait_done(20)
+    host.wait_done()
     seen = defaultdict(list)
     for line in host.records:
         key, number = line.split()
@@ -73,68 +71,102 @@ def test_messages_without_a_key_use_all_lanes(host: ConsumerHost) -> None:
 import threading
 barrier = threading.Barrier(4)
 def handle(message):
-    barrier.wait(5)
+    barrier.wait()
     record(message.text())
 """
     host.configure(handler=host.handler(code), concurrency=4, order="key")
     host.publish(*range(4))
     host.start()
     host.wait_done()
+    assert sorted(host.records) == list("0123")
 
 
 # -- in hand ----------------------------------------------------------------------------------
 
 
-def test_never_has_more_in_hand_than_prefetch_allows(host: ConsumerHost) -> None:
-    code = """
-import time
-started = time.monotonic()
+# Does "fast" at once, "slow" in 2 ms; at another word it stops until there is a file of that name.
+STOPS = """
+import os, time
 def handle(message):
-    if time.monotonic() - started > 1: time.sleep(0.05)
+    word = message.text()
+    if word == "slow": time.sleep(0.002)
+    elif word != "fast":
+        record(word)
+        while not os.path.exists(os.path.join({directory!r}, word)): time.sleep(0.01)
 """
-    host.configure(handler=host.handler(code), concurrency=3, prefetch=20)
-    host.publish(*["x" * 100] * 5000)
+
+
+def use_stops(host: ConsumerHost, **settings: Any) -> None:
+    """Have messages handled as their words say."""
+    code = STOPS.format(directory=str(host.directory))
+    host.configure(handler=host.handler(code), **settings)
+
+
+def in_hand(host: ConsumerHost, number: int, word: str, count: int, lanes: int = 1) -> list[int]:
+    """Return what was in hand, from time to time, until so many were done and all lanes stop.
+
+    Args:
+        host: its consumer has `use_stops`.
+        number: how often this was called before.
+        word: what to publish.
+        count: how often; a thousand more are there to be read when the lanes stop.
+        lanes: how many there are.
+    """
+    seen = []
+
+    def have_stopped() -> bool:
+        seen.append(host.pending())
+        return len(host.records) >= lanes * (number + 1)
+
+    host.publish(*[word] * count, *[f"stop{number}"] * lanes, *[word] * 1000)
+    wait_until(have_stopped)
+    seen.append(host.pending())
+    (host.directory / f"stop{number}").touch()
+    return seen
+
+
+def test_never_has_more_in_hand_than_prefetch_allows(host: ConsumerHost) -> None:
+    use_stops(host, concurrency=3, prefetch=20)
     host.start()
-    most = 0
-    deadline = time.monotonic() + 2.5
-    wait_until(lambda: host.redis.xinfo_groups("orders"))
-    while time.monotonic() < deadline:
-        most = max(most, host.pending())
+    seen = []
+    # At times it has fewer: a busy machine makes it believe that messages take long.
+    for number in range(20):
+        seen += in_hand(host, number, "fast", 1000, lanes=3)
+        if max(seen) >= 30:
+            break
     # Those in hand, and those that are done, whose acknowledgement is under way.
-    assert 30 <= most <= 2 * 60
+    assert 30 <= max(seen) <= 2 * 60
 
 
 def test_has_few_in_hand_when_each_takes_long(host: ConsumerHost) -> None:
-    code = "import time\ndef handle(message): record(1); time.sleep(0.1)\n"
-    host.configure(handler=host.handler(code), concurrency=2)
+    use_stops(host, concurrency=2)
     host.publish(*range(100))
     host.start()
-    for count in range(1, 12):
-        host.wait_records(count)
-        assert host.pending() <= 6
+    for number in range(0, 20, 2):
+        host.wait_pending(4)
+        host.wait_records(number + 2)
+        # When half of them are done it reads as many again, and no more.
+        (host.directory / str(number)).touch()
+        host.wait_pending(3)
+        (host.directory / str(number + 1)).touch()
 
 
 def test_has_many_in_hand_when_they_are_handled_fast_and_few_again_when_not(
     host: ConsumerHost,
 ) -> None:
-    code = """
-import time
-def handle(message):
-    if message.text() != "fast":
-        record(message.text())
-        time.sleep(0.002)
-"""
-    host.configure(handler=host.handler(code))
-    host.publish(*["fast"] * 20_000)
-    host.publish(*range(2_000))
+    use_stops(host)
     host.start()
-    most = 0
-    while not host.records:
-        most = max(most, host.redis.exists("orders") and host.pending())
-    assert 256 <= most <= 2 * 512
+    most = number = 0
+    while most < 256 and number < 20:
+        most = max(in_hand(host, number, "fast", 5000))
+        number += 1
+    assert 256 <= most <= 2 * 1000
     # Half as many each time that they last too long; 512 last for more than a second.
-    wait_until(lambda: host.pending() <= 128, 30)
-    assert len(host.records) < 1800
+    few = most
+    while few > 128 and number < 40:
+        *_, few = in_hand(host, number, "slow", 1500)
+        number += 1
+    assert few <= 128
 
 
 def test_large_messages_count_by_their_bytes(host: ConsumerHost) -> None:
@@ -155,6 +187,15 @@ host = []
     assert host.pending() <= 17
 
 
+# A loop that goes on when something happens, and not because time passes.
+PATIENT = """
+from wakeq.consumer import consumer, reporter
+consumer.LIFETIME_SECONDS = consumer._BLOCK_SECONDS = reporter._TICK_SECONDS = 3600.0
+from wakeq.consumer.main import main
+main()
+"""
+
+
 def test_a_slow_message_does_not_hold_up_the_acknowledgement_of_others(
     host: ConsumerHost,
 ) -> None:
@@ -171,13 +212,13 @@ def handle(message):
 import pathlib
 path = pathlib.Path(GO)
 """.replace("GO", repr(str(host.directory / "go")))
-    host.configure(handler=host.handler(code))
-    host.start()
+    host.configure(handler=host.handler(code), claim_after="1h")
+    host.run([host.interpreter, "-c", PATIENT, "orders"])
     wait_until(host.alive)
     for number in range(1, 11):
         host.publish("fast", "quick", "quick", "slow")
         host.wait_records(number)
-        host.wait_pending(1, 0.5)
+        host.wait_pending(1)
         (host.directory / "go").touch()
         host.wait_done()
 
@@ -219,12 +260,12 @@ def test_a_coroutine_may_use_time_outs_of_its_own(host: ConsumerHost) -> None:
 import asyncio
 async def handle(message):
     try:
-        async with asyncio.timeout(0.01): await asyncio.sleep(30)
+        async with asyncio.timeout(0): await asyncio.sleep(30)
     except TimeoutError:
         record("own")
     if message.text() == "slow": await asyncio.sleep(30)
 """
-    host.configure(handler=host.handler(code), timeout="200ms")
+    host.configure(handler=host.handler(code), timeout="1s")
     host.publish("slow", "quick", "slow", "quick")
     consumer = host.start()
     consumer.wait_log("took longer than timeout allows", times=2)
@@ -262,23 +303,27 @@ def handle(message):
     host.publish(*range(8))
     consumer = host.start()
     assert consumer.wait_exit() == 75
-    (line,) = [line for line in consumer.lines if "message failed" in line]
-    assert stuck.decode() in line
-    assert "TimedOut: took longer than timeout allows" in line
+    lines = [line for line in consumer.lines if "message failed" in line]
+    assert stuck.decode() in "".join(lines)
+    assert all("TimedOut: took longer than timeout allows" in line for line in lines)
     assert "left, because a handler does not end and cannot be ended" in consumer.output
-    assert host.stats()["failed"] == "1"
+    # What the other lane was at may have become overdue as well, on a busy machine.
+    failed = {message.id for message in host.delayed()}
+    assert stuck.decode() in failed
+    assert len(lines) == int(host.stats()["failed"]) == len(failed) <= 2
     # Each of the others was either handled and acknowledged, or is there for the next one.
-    handled = int(host.stats()["handled"])
-    assert handled == len(host.records) - 1
+    handled = int(host.stats().get("handled", 0))
+    assert handled == len(host.records) - len(failed)
     assert host.alive() is None
-    host.configure(handler=host.handler("def handle(message): record(message.text())\n"))
-    assert [message.id for message in host.delayed()] == [stuck.decode()]
-    assert host.deliver() == 1
+    host.configure(handler=host.handler("def handle(m): record(m.text(), m.id)\n"))
+    assert host.deliver() == len(failed)
+    before = len(host.records)
     host.start()
     wait_until(lambda: host.stats()["handled"] == "9")
-    everything = {"stuck", *map(str, range(8))}
-    done = set(host.records[: handled + 1]) - {"stuck"}
-    assert sorted(host.records[handled + 1 :]) == sorted(everything - done)
+    again = dict(line.split()[::-1] for line in host.records[before:])
+    assert len(again) == len(host.records) - before == 9 - handled
+    assert failed <= again.keys()
+    assert {*host.records[:before], *again.values()} == {"stuck", *map(str, range(8))}
 
 
 def test_all_messages_of_a_batch_that_takes_too_long_have_failed(host: ConsumerHost) -> None:

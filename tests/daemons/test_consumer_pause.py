@@ -17,16 +17,15 @@ from wakeq.consumer import process
 START = """
 from wakeq.consumer import consumer, keeper
 keeper.LIFETIME_SECONDS = consumer.LIFETIME_SECONDS = 2.0
-keeper.KEEP_SECONDS, consumer._BLOCK_SECONDS = 0.6, 0.2
+consumer._BLOCK_SECONDS = 0.2
 from wakeq.consumer.main import main
 main()
 """
 CODE = """
-import time
+import os, time
 def handle(message):
     record(message.text())
-    # Longer than the pause: else the lane goes on before the loop can ask.
-    time.sleep(4 if message.text() == "0" else 0.02)
+    while not os.path.exists({go!r}): time.sleep(0.01)
 """
 
 
@@ -38,22 +37,31 @@ def host(short_dir: Path, redis: RedisServer) -> Iterator[ConsumerHost]:
 
 
 def start(host: ConsumerHost) -> ConsumerProcess:
-    host.configure(handler=host.handler(CODE), prefetch=8, claim_after=1)
+    code = CODE.format(go=str(host.directory / "go"))
+    host.configure(handler=host.handler(code), prefetch=8, claim_after=1)
     host.publish(*range(8))
     return host.run([host.interpreter, "-c", START, "orders"])
 
 
 def pause(host: ConsumerHost, consumer: ConsumerProcess) -> None:
     """Stop a consumer that has messages in hand until its name has run out."""
-    wait_until(lambda: host.pending() >= 2 and len(host.records) >= 1)
+    host.wait_records(1)
+    host.wait_pending(2)
     consumer.send(signal.SIGSTOP)
     wait_until(lambda: host.alive() is None)
+
+
+def go_on(host: ConsumerHost, consumer: ConsumerProcess) -> None:
+    """Let a consumer go on; its lane only once the loop has asked for its name."""
+    consumer.send(signal.SIGCONT)
+    wait_until(host.alive)
+    (host.directory / "go").touch()
 
 
 def test_goes_on_after_a_pause_with_what_is_still_its_own(host: ConsumerHost) -> None:
     consumer = start(host)
     pause(host, consumer)
-    consumer.send(signal.SIGCONT)
+    go_on(host, consumer)
     host.wait_done()
     assert host.records == [str(n) for n in range(8)]
     assert consumer.stop() == 0
@@ -66,7 +74,7 @@ def test_goes_on_after_a_pause_in_which_it_lost_its_connections(host: ConsumerHo
     for client in host.redis.client_list():
         if int(client["id"]) != mine:
             host.redis.client_kill_filter(_id=client["id"])
-    consumer.send(signal.SIGCONT)
+    go_on(host, consumer)
     host.wait_done()
     # What was handled and not yet acknowledged may come twice, nothing is left out.
     assert sorted(set(host.records)) == [str(n) for n in range(8)]
@@ -83,6 +91,7 @@ def test_gives_up_after_a_pause_what_another_consumer_has_now(host: ConsumerHost
     host.redis.set("wakeq:{orders}:alive:orders:another", "x")
     consumer.send(signal.SIGCONT)
     consumer.wait_log("lost messages to another consumer")
+    (host.directory / "go").touch()
     host.publish("next")
     wait_until(lambda: "next" in host.records)
     assert consumer.stop() == 0

@@ -61,8 +61,8 @@ def test_a_consumer_follows_its_stream_to_another_node_of_the_cluster(
         host.redis = owner(cluster, "orders")
         host.publish(*range(100, 200))
 
-        host.wait_records(200, deadline_s=30)
-        host.wait_done(30)
+        host.wait_records(200)
+        host.wait_done()
         assert consumer.stop() == 0
         assert sorted(map(int, host.records)) == list(range(200))
     finally:
@@ -106,8 +106,8 @@ def test_a_consumer_goes_on_with_the_next_master(sentinels: Sentinels, short_dir
         host.redis = sentinels.master.client()
         host.publish(*range(100, 200))
 
-        host.wait_records(200, deadline_s=30)
-        host.wait_done(30)
+        host.wait_records(200)
+        host.wait_done()
         wait_until(lambda: consumer.count("found Redis again") == 1)
         assert consumer.stop() == 0
         assert consumer.count("lost Redis") == 1

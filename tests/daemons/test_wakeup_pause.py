@@ -62,8 +62,10 @@ def test_nobody_is_woken_for_a_paused_stream_until_it_is_resumed(
     daemon = host.start()
     notify_socket.wait_for("READY=1")
     assert wakeq.run("pause", "orders").code == 0
+    pipeline = host.redis.pipeline(transaction=False)
     for _ in range(3000):  # enough for both, by scale_lag
-        host.redis.xadd("orders", {"a": "b"})
+        pipeline.xadd("orders", {"a": "b"})
+    pipeline.execute()
     wait_paused(host, daemon)
     host.redis.xadd(RETRY, {"a": "b"})
     # What comes after that has been looked at, too.
@@ -102,11 +104,12 @@ def test_retries_that_become_due_in_a_pause_cost_a_look_a_second(
     daemon = host.start()
     notify_socket.wait_for("READY=1")
     wait_paused(host, daemon)
-    before, begin = scripts(host), host.redis.time()
+    begin, before = host.redis.time(), scripts(host)
     for _ in range(1000):
         host.redis.xadd(RETRY, {"a": "b"})
+    looks = scripts(host) - before
     took_s = host.redis.time()[0] - begin[0] + 1
-    assert scripts(host) - before <= 2 + 2 * took_s
+    assert looks <= 2 + 2 * took_s
     assert not orders.woken()
     wakeq.run("resume", "orders")
     orders.wait_woken()
@@ -193,7 +196,7 @@ def test_a_discovered_consumer_is_not_woken_in_a_pause(
     assert not foreign.woken()
     assert not host.redis.exists(keys.retry("orders", str(path)))
     host.redis.delete(FLAG)
-    foreign.socket.settimeout(10)
+    foreign.socket.settimeout(60)
     lease, _ = foreign.socket.accept()
     lease.close()
 
@@ -226,6 +229,7 @@ def cluster(short_dir: Path) -> Iterator[Cluster]:
 
 def test_works_on_a_cluster(cluster: Cluster, short_dir: Path, tmp_path: Path) -> None:
     owner = cluster.nodes[cluster.owner("orders")]
+    client = owner.client()
     host = WakeupHost(short_dir / "w", owner)
     host.env = {"WAKEQ_REDIS_URL": cluster.url(0)}
     wakeq = Wakeq(tmp_path, cluster.url(1))
@@ -235,8 +239,8 @@ def test_works_on_a_cluster(cluster: Cluster, short_dir: Path, tmp_path: Path) -
         wakeq.run("pause", "orders")
         daemon = host.start()
         daemon.wait_log("stream is paused")
-        wait_until(lambda: owner.client().exists(RETRY))
-        owner.client().xadd("orders", {"a": "b"})
+        wait_until(lambda: client.exists(RETRY))
+        client.xadd("orders", {"a": "b"})
         assert not orders.woken()
         wakeq.run("resume", "orders")
         orders.wait_woken()
