@@ -70,8 +70,9 @@ def loaded(host: ConsumerHost, *options: str, **env: str) -> set[str]:
     return set(line.split()) - set(bare.stdout.split())
 
 
-def test_loads_little_before_the_first_message(host: ConsumerHost) -> None:
-    modules = loaded(host)
+@pytest.mark.parametrize("failpoint", ["", "after_join:sleep=1.5"], ids=["quick", "slow start"])
+def test_loads_little_before_the_first_message(host: ConsumerHost, failpoint: str) -> None:
+    modules = loaded(host, WAKEQ_FAILPOINT=failpoint)
     ours = {name for name in modules if name.partition(".")[0] == "wakeq"}
     assert not {name for name in modules if name.partition(".")[0] in TOO_HEAVY}
     assert sorted(modules - ours - {"shop"} - LOADED) == []

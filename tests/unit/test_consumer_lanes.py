@@ -307,6 +307,22 @@ def test_what_can_be_interrupted_is_and_is_stuck_only_when_that_does_not_help() 
     assert stuck == [slow]
 
 
+def test_what_was_overdue_for_long_when_that_was_seen_may_be_ended_by_an_interrupt() -> None:
+    lanes = FakeLanes(True)
+    some, stuck = limiter(lanes)
+    first, second = message(), message()
+    first.started = now = time.monotonic()
+    lanes.late = [(3, [first])]
+    some.tick(now + 60)  # this process was paused
+    assert (lanes.interrupted, stuck) == ([3], [])
+    second.started = now + 61
+    lanes.late = [(3, [second])]
+    some.tick(now + 67)
+    assert (lanes.interrupted, stuck) == ([3, 3], [])
+    some.tick(now + 73)
+    assert stuck == [second]
+
+
 def test_what_cannot_be_interrupted_is_stuck_at_once() -> None:
     lanes = FakeLanes(False)
     some, stuck = limiter(lanes)

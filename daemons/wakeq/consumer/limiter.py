@@ -30,6 +30,9 @@ class Limiter:
         self._lanes = lanes
         self._timeout = timeout
         self._step = min(1.0, max(0.05, timeout / 4))
+        # For each lane when what it is at was begun, and when that was first interrupted: long
+        # after its time if this process was paused.
+        self._interrupted: dict[int, tuple[float, float]] = {}
         self.next_at = monotonic() + self._step if timeout else float("inf")
 
     def tick(self, now: float) -> None:
@@ -38,8 +41,11 @@ class Limiter:
             return
         self.next_at = now + self._step
         for number, messages in self._lanes.overdue(now - self._timeout):
-            late = now - messages[0].started - self._timeout
-            if self._lanes.interruptible and late < _GRACE_SECONDS:
+            started, since = self._interrupted.get(number, (0.0, now))
+            if started != messages[0].started:
+                since = now
+                self._interrupted[number] = (messages[0].started, now)
+            if self._lanes.interruptible and now - since < _GRACE_SECONDS:
                 self._lanes.interrupt(number, messages)
             else:
                 self.on_timeout([m for m in messages if not m.finished], TimedOut())

@@ -70,8 +70,8 @@ class Reporter:
         if self.is_ready and not self._is_down:
             self._notifier.status(self._words(state))
         # Loading the log holds everything up for a moment, so it waits for a quiet one, unless
-        # there is something to say.
-        if not self._rate or journal.has_waiting():
+        # there is something to say. A start that takes long is none.
+        if (self.is_ready and not self._rate) or journal.has_waiting():
             journal.open_log()
         is_quiet = state in ("idle", "standing by") and not self._rate
         self._tell_at = NEVER if is_quiet else now + _TICK_SECONDS
@@ -96,6 +96,7 @@ class Reporter:
         self.is_ready = True
         self._notifier.ready()
         self._status_at = monotonic() + _STATUS_SECONDS
+        self._tell_at = monotonic() + _TICK_SECONDS
         self._log.debug(
             "consumer started", event_id=journal.CONSUMER_STARTED,
             consumer=self._member.consumer, **self._names,
