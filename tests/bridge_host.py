@@ -199,9 +199,15 @@ def stopped(pid: int) -> Iterator[None]:
     """Have a process stand still meanwhile."""
     os.kill(pid, signal.SIGSTOP)
     try:
+        wait_until(lambda: _stands_still(pid))
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def _stands_still(pid: int) -> bool:
+    stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def workers_of(daemon: Daemon) -> list[int]:

@@ -96,8 +96,10 @@ class ConsumerProcess:
         return sum(text in line for line in self.lines)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the consumer, not to what it has started."""
+        """Send a signal to it, not to what it has started; after SIGSTOP it stands still."""
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def terminate(self) -> None:
         """Ask it to stop, as systemd would; `wait_exit` waits for it."""

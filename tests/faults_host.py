@@ -179,7 +179,7 @@ class FaultHost(ConsumerHost):
         places.update(message.id for message in self.delayed(STREAM))
         return places
 
-    def check(self, duplicates: int, counted: bool = True, deadline_s: float = 60) -> None:
+    def check(self, duplicates: int, counted: bool = True, deadline_s: float = 180) -> None:
         """Fail unless all was handled and acknowledged, with at most so many duplicates."""
         published = set(self.published)
         try:

@@ -122,7 +122,7 @@ def test_a_kill_while_stopping_loses_and_repeats_nothing(host: FaultHost) -> Non
 
 def test_a_kill_while_messages_fail_leaves_each_in_one_place(host: FaultHost) -> None:
     """A message is unread, pending, delayed, delivered again, dead or done, at every kill."""
-    host.use("failing", max_attempts=2, prefetch=50)
+    host.use("failing", max_attempts=2, prefetch=10)  # see above for the bound
     chance = random.Random("failing")
     points = (*_AT_A_FAILURE, "before_acknowledge", "after_acknowledge", "")
     kinds: dict[int, set[str]] = {0: set(), 1: set(), 2: set()}

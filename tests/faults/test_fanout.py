@@ -41,8 +41,8 @@ def test_clients_of_a_killed_gateway_are_timed_out_and_the_others_go_on(
     hosts: list[FanoutHost], own_redis: RedisServer
 ) -> None:
     here, there = hosts
-    here.start("--timeout=2s")
-    doomed = there.start("--timeout=2s")
+    here.start("--timeout=5min")
+    doomed = there.start("--timeout=4s")
     stays, lost = here.member("r"), [there.member("r") for _ in range(3)]
     one, two = (stays.done("send", room="r", data=n)["id"] for n in range(2))
     assert lost[0].message()["id"] == one
@@ -86,8 +86,8 @@ def test_a_gateway_that_was_paused_tells_its_clients_that_they_were_timed_out(
     hosts: list[FanoutHost],
 ) -> None:
     here, there = hosts
-    here.start("--timeout=1s")
-    paused = there.start("--timeout=1s")
+    here.start("--timeout=5min")
+    paused = there.start("--timeout=4s")
     stays, behind = here.member("r"), there.member("r")
     one = stays.done("send", room="r", data=1)["id"]
     assert behind.message()["id"] == one
@@ -171,7 +171,7 @@ def test_who_hangs_up_while_redis_is_away_leaves_when_it_is_back(
         goes.close()
         server.start()
         with FanoutClient(server.url) as rooms:
-            wait_until(lambda: len(rooms.room_state("r").clients) == 1, 20)
+            wait_until(lambda: len(rooms.room_state("r").clients) == 1)
             assert rooms.room_metrics("r").timeouts == 0
         stays.done("ping", room="r")
     finally:
@@ -225,7 +225,7 @@ def test_redis_that_does_not_answer_is_told_and_others_are_not_held_up(
             while (answer := asks.hear()).get("ref") != ref:
                 pass
             assert answer["ok"] or answer["error"] == "unavailable"
-            wait_until(lambda: asks.ask("peek", room="r")["ok"], 30)
+            wait_until(lambda: asks.ask("peek", room="r")["ok"])
         finally:
             host.close()
 

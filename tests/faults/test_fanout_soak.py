@@ -30,6 +30,7 @@ from wakeq import FanoutClient
 SOAK_SECONDS = float(os.environ.get("WAKEQ_TEST_SOAK", "0"))
 SECONDS = SOAK_SECONDS or 8.0
 CLIENTS, ROOMS = (1000, 100) if SOAK_SECONDS else (200, 20)
+NEEDED = {"leave", "unsubscribe", "connections"}  # to happen, whatever else does
 OPTIONS = ("--timeout=3s", "--log-level=warning")
 
 
@@ -270,8 +271,9 @@ def test_each_client_sees_each_message_of_its_time_once_and_in_order(
     try:
         soak.keep_up()
         wait_until(lambda: soak.listen(0.05) or all(s.stay.joined_at for s in soak.all), 60)
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
+        end, rounds = time.monotonic() + SECONDS, 0
+        while time.monotonic() < end or rounds < 50 or not set(soak.faults) >= NEEDED:
+            rounds += 1
             soak.send()
             if soak.chance.random() < 0.2:
                 soak.break_something()
@@ -283,7 +285,7 @@ def test_each_client_sees_each_message_of_its_time_once_and_in_order(
             soak.listen(0.2)
             return soak.outstanding() == 0 and soak.is_all_there()
 
-        wait_until(drained, 60, f"all is delivered, after {soak.faults}")
+        wait_until(drained, 180, f"all is delivered, after {soak.faults}")
         soak.listen(0.2)
     finally:
         soak.close()
@@ -294,7 +296,6 @@ def test_each_client_sees_each_message_of_its_time_once_and_in_order(
         for stay in here:
             check_out_of_band(stay, soak.oobs[room])
     assert sum(len(stay.ids) for stay in stays) > CLIENTS
-    assert {"leave", "unsubscribe", "connections"} <= set(soak.faults)
 
 
 def missing(

@@ -82,6 +82,14 @@ class Arena:
 
         return wait_until(found, _PATIENCE_S, f"a leader emits:\n{self.host.output[-3000:]}")
 
+    def reign(self) -> tuple[int, int]:
+        """Wait for a leader that emits, and return its process and token."""
+        while True:
+            token = self.token
+            pid = self.leader()
+            if self.token == token:
+                return pid, token
+
     def wait_change(self, token: int) -> None:
         """Wait until another one was elected."""
         wait_until(lambda: self.token > token + 1 and self.leader(), _PATIENCE_S, "another leader")
@@ -129,13 +137,13 @@ class Arena:
         flow = self.rng.choice((self.proxies[pid].requests, self.proxies[pid].replies))
         flow.cut_after(self.rng.randrange(1, 400))
         self.host.wait_more(2, _PATIENCE_S)
-        self.stop(self.leader(), self.token)
+        self.stop(*self.reign())
 
     def slow(self, pid: int, token: int) -> None:
         """Pause the leader while its requests are under way, for longer than it leads."""
         self.proxies[pid].requests.delay_s = 0.05
         self.host.wait_more(2, _PATIENCE_S)
-        self.pause(self.leader(), self.token)
+        self.pause(*self.reign())
         self.proxies[pid].requests.delay_s = 0.0
 
     def set_clock(self, pid: int, token: int) -> None:
@@ -144,14 +152,14 @@ class Arena:
             _SHIFT, 2, LEASE, keys.emission(NAME, NAME), self.rng.randrange(-3600, 3600)
         )
         self.host.wait_more(2, _PATIENCE_S)
-        self.rng.choice((self.stop, self.kill))(self.leader(), self.token)
+        self.rng.choice((self.stop, self.kill))(*self.reign())
 
     def restart_redis(self, pid: int, token: int) -> None:
         """Kill Redis and start it again, with all that it had; then stop the leader."""
         self.server.kill()
         self.server.start()
         self.host.redis = self.server.client()
-        self.stop(self.leader(), self.token)
+        self.stop(*self.reign())
 
     def change(self) -> None:
         """Do one of these."""
@@ -162,7 +170,7 @@ class Arena:
         ]  # fmt: skip
         action = self.rng.choice([*quick, *others])
         self.done[action.__name__] += 1
-        pid, token = self.leader(), self.token
+        pid, token = self.reign()
         try:
             action(pid, token)
         except AssertionError as error:
