@@ -15,12 +15,14 @@ import pytest
 
 from conftest import NotifySocket
 from delay_host import DelayHost
+from fault_proxy import FaultProxy
 from redis_servers import Cluster, RedisServer, Sentinels, wait_until
 from wakeq import keys
 
 DATA, DELAYED = keys.delayed_data("orders"), keys.delayed("orders")
 RETRY = keys.retry("orders", "g")
-HOUR_MS = 3_600_000
+# In so many, thousands of messages may be asked for, and not all of a test's.
+_FEW_BYTES = 10_000
 
 
 @pytest.fixture
@@ -42,6 +44,11 @@ def commands(host: DelayHost) -> int:
     return int(host.redis.info("stats")["total_commands_processed"])
 
 
+def scans(host: DelayHost) -> int:
+    """Return how often it has gone through the registry."""
+    return int(host.redis.info("commandstats")["cmdstat_sscan"]["calls"])
+
+
 def bell(host: DelayHost) -> int:
     """Return the id of the connection that listens to the doorbell."""
     (found,) = [c for c in host.redis.client_list() if c["sub"] == "1"]
@@ -54,14 +61,13 @@ def bell(host: DelayHost) -> int:
 def test_delivers_at_the_time_and_under_the_id_that_was_given(
     host: DelayHost, notify_socket: NotifySocket
 ) -> None:
-    host.start()
+    host.start("--recheck", "1h")
     notify_socket.wait_for("READY=1")
     message_id = host.publish(delay=1.0)
     wait_until(host.entries)
     assert host.entries() == [{b"wakeq.first_id": message_id.encode(), b"body": b"x"}]
-    late_ms = entry_ms(host)[0] - int(message_id.split("-")[0]) - 1000
-    # Never early. It has 100 ms; a machine that does not run it for longer is given a second.
-    assert 0 <= late_ms < 1100
+    # Never early. How late is a matter of the machine.
+    assert entry_ms(host)[0] - int(message_id.split("-")[0]) >= 1000
 
 
 def test_a_ring_in_the_middle_of_a_long_sleep_is_heard(
@@ -104,7 +110,7 @@ def test_many_streams_are_each_delivered_in_the_order_of_their_times(host: Delay
             first = f"{number}-0"
             host.put(first, now_ms + number, "", first, "body", str(number), stream=stream)
     host.start()
-    wait_until(lambda: all(host.redis.xlen(stream) == 3 for stream in streams), 30)
+    wait_until(lambda: all(host.redis.xlen(stream) == 3 for stream in streams))
     for stream in streams:
         assert [fields[b"body"] for fields in host.entries(stream)] == [b"0", b"1", b"2"]
 
@@ -137,12 +143,18 @@ def test_two_of_them_deliver_each_message_once(host: DelayHost) -> None:
 def test_killed_again_and_again_it_loses_and_doubles_nothing(host: DelayHost) -> None:
     fill(host, 20_000)
     left = [20_000]
-    while left[-1]:
-        daemon = host.start()
-        # At some point after it has begun.
-        wait_until(lambda: host.left() < left[-1] or not left[-1], 60)
-        daemon.kill()
-        left.append(host.left())
+    with FaultProxy(host.url) as proxy:
+        for flow in itertools.cycle((proxy.requests, proxy.replies)):
+            if not left[-1]:
+                break
+            # In the middle of a request, or of a reply, before it can have asked for all.
+            flow.hold_after(_FEW_BYTES)
+            daemon = host.start(WAKEQ_REDIS_URL=proxy.url)
+            wait_until(lambda flow=flow: not (flow.room() and host.left()))
+            daemon.kill()
+            proxy.heal()
+            wait_until(lambda: not proxy.connections)
+            left.append(host.left())
     assert len(left) > 2, "it was never killed in the middle"
     assert delivered(host) == list(range(1, 20_001))
 
@@ -155,12 +167,12 @@ def test_the_clock_of_the_host_changes_nothing(
     message_id = host.publish(delay=1.5)
     later = host.publish(delay=1800)
     daemon = host.start(
-        LD_PRELOAD=library, FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1", TZ="UTC"
-    )
+        *("--recheck", "1h"),
+        LD_PRELOAD=library, FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1", TZ="UTC",
+    )  # fmt: skip
     notify_socket.wait_for("READY=1")
     wait_until(host.entries)
-    late_ms = entry_ms(host)[0] - int(message_id.split("-")[0]) - 1500
-    assert 0 <= late_ms < 1100
+    assert entry_ms(host)[0] - int(message_id.split("-")[0]) >= 1500
     assert host.redis.hkeys(DATA) == [later.encode()]
     # Its clock is wrong indeed: its log says so.
     host.redis.client_kill_filter(_id=bell(host))
@@ -212,13 +224,17 @@ def test_the_server_may_close_the_idle_connection(
 ) -> None:
     daemon = host.start("--recheck", "1h")
     notify_socket.wait_for("READY=1")
-    first = host.publish(delay=2)
-    idle = [c for c in host.redis.client_list() if c["name"] == "wakeq-delay" and c["sub"] == "0"]
+    host.publish(delay=3600)
+    # It has heard that, so nothing is asked until there is another ring.
+    wait_until(lambda: any(line.startswith("STATUS=1 delayed") for line in notify_socket.messages))
+    (idle,) = [
+        c for c in host.redis.client_list() if c["name"] == "wakeq-delay" and c["sub"] == "0"
+    ]
     time.sleep(1.2)  # the pause is what makes it idle
-    for client in idle:
-        host.redis.client_kill_filter(_id=client["id"])
+    host.redis.client_kill_filter(_id=idle["id"])
+    host.publish(body="soon", delay=0.01)
     wait_until(host.entries)
-    assert entry_ms(host)[0] - int(first.split("-")[0]) - 2000 >= 0
+    assert daemon.stop() == 0
     assert not daemon.lines
 
 
@@ -239,8 +255,8 @@ def test_foreign_garbage_holds_up_nobody_and_is_told_once(
     daemon.wait_log("a stream cannot be looked at")
     daemon.wait_log("delivery was put off", 2)
     daemon.wait_log("a delayed message was dropped", 3)
-    before = commands(host)
-    wait_until(lambda: commands(host) > before + 10)  # looked at again, maybe more than once
+    before = scans(host)
+    wait_until(lambda: scans(host) > before + 1)  # looked at again
     assert len(daemon.lines) == 6
     assert set(host.redis.hkeys(DATA)) == {b"1-0", b"1-5@g"}
     (line,) = [line for line in daemon.lines if "message_id=stray-0" in line]
@@ -256,8 +272,8 @@ def test_a_stream_that_is_none_holds_up_only_its_own_messages(
     notify_socket.wait_for("READY=1")
     host.publish(delay=0.01)
     wait_until(host.entries)
+    daemon.wait_log("delivery was put off")
     (line,) = daemon.lines
-    assert "delivery was put off" in line
     assert "message_id=7-0" in line
     assert "group=g" in line
     assert f"{RETRY}: WRONGTYPE" in line
@@ -288,7 +304,7 @@ def test_redis_that_is_away_is_waited_for(
     notify_socket.wait_for("STATUS=")
     assert "READY=1" not in notify_socket.messages
     own_redis.start()
-    notify_socket.wait_for("READY=1", 20)
+    notify_socket.wait_for("READY=1")
 
 
 def test_it_gives_up_after_the_start_timeout(host: DelayHost, own_redis: RedisServer) -> None:
@@ -321,11 +337,14 @@ def test_a_server_that_cannot_write_is_waited_for(
 ) -> None:
     daemon = host.start("--recheck", "1s")
     notify_socket.wait_for("READY=1")
-    host.publish(delay=0.5)
-    if readonly:
-        host.redis.slaveof("127.0.0.1", 1)
-    else:
-        host.redis.config_set("maxmemory", 1)
+    message_id = host.publish(delay=3600)
+    with host.redis.pipeline() as at_once:  # else it could be delivered before
+        at_once.zadd(DELAYED, {message_id: 1})
+        if readonly:
+            at_once.slaveof("127.0.0.1", 1)
+        else:
+            at_once.config_set("maxmemory", 1)
+        at_once.execute()
     daemon.wait_log("Redis was lost")
     host.redis.slaveof()
     host.redis.config_set("maxmemory", 0)
@@ -380,9 +399,14 @@ def test_stops_at_once(
 
 def test_stops_while_there_is_a_backlog(host: DelayHost, notify_socket: NotifySocket) -> None:
     fill(host, 50_000)
-    daemon = host.start()
-    wait_until(lambda: host.left() < 50_000)
-    assert daemon.stop() == 0
+    with FaultProxy(host.url) as proxy:
+        # It waits for a reply when it is stopped.
+        proxy.requests.hold_after(_FEW_BYTES)
+        daemon = host.start(WAKEQ_REDIS_URL=proxy.url)
+        wait_until(lambda: host.left() < 50_000 and not proxy.requests.room())
+        daemon.process.terminate()
+        proxy.heal()
+        assert daemon.wait_exit() == 0
     left = host.left()
     assert left > 0, "all was moved before it was stopped"
     assert len(host.entries()) == 50_000 - left
@@ -428,9 +452,11 @@ def cluster(short_dir: Path) -> Iterator[Cluster]:
     directory = short_dir / "c"
     directory.mkdir()
     cluster = Cluster(directory)
-    cluster.start()
-    yield cluster
-    cluster.stop()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def on_each(cluster: Cluster) -> list[str]:
@@ -458,10 +484,10 @@ def test_on_a_cluster_it_delivers_on_every_node(
         notify_socket.wait_for("READY=1")
         for stream in streams:
             host.publish(stream, delay=0.2)
-        wait_until(lambda: [length(cluster, stream) for stream in streams] == [2, 1, 1], 20)
+        wait_until(lambda: [length(cluster, stream) for stream in streams] == [2, 1, 1])
         cluster.move(streams[1], cluster.owner(streams[2]))
         host.publish(streams[1], delay=0.2)
-        wait_until(lambda: length(cluster, streams[1]) == 2, 20)
+        wait_until(lambda: length(cluster, streams[1]) == 2)
         assert not daemon.lines
     finally:
         host.close()
@@ -483,7 +509,7 @@ def test_a_node_of_a_cluster_that_is_gone_holds_up_no_other(
         daemon = host.start("--recheck", "1s")
         notify_socket.wait_for("READY=1")
         cluster.nodes[gone].kill()
-        wait_until(lambda: length(cluster, streams[stays]) == 1, 20)
+        wait_until(lambda: length(cluster, streams[stays]) == 1)
         daemon.wait_log("Redis was lost")
     finally:
         host.close()
@@ -504,22 +530,27 @@ def test_a_node_of_a_cluster_that_is_full_holds_up_no_other(
     try:
         daemon = host.start("--recheck", "1h")
         notify_socket.wait_for("READY=1")
+        waiting, repairs = keys.delayed(streams[full]), keys.repairs(streams[full])
         if repaired:
             host.put("1-0@g", 0, "g", "1-0", "body", "x", stream=streams[full])
-            names = (keys.delayed(streams[full]), keys.repairs(streams[full]))
-            cluster.nodes[full].ask("RENAME", *names)
         else:
-            host.publish(streams[full], delay=0.5)
-        cluster.nodes[full].ask("CONFIG", "SET", "maxmemory", "1")
+            message_id = host.publish(streams[full], delay=3600)
+        with host.redis.pipeline() as at_once:  # else it could be delivered before
+            if repaired:
+                at_once.rename(waiting, repairs)
+            else:
+                at_once.zadd(waiting, {message_id: 1})
+            at_once.config_set("maxmemory", 1)
+            at_once.execute()
         cluster.nodes[full].ask("PUBLISH", keys.DOORBELL, streams[full])
         if not repaired:
             daemon.wait_log("Redis was lost")
         for _ in range(5):
             host.publish(streams[other], delay=0.1)
-        wait_until(lambda: length(cluster, streams[other]) == 5, 20)
+        wait_until(lambda: length(cluster, streams[other]) == 5)
         cluster.nodes[full].ask("CONFIG", "SET", "maxmemory", "0")
         place = keys.retry(streams[full], "g") if repaired else streams[full]
-        wait_until(lambda: length(cluster, place) == 1, 60)
+        wait_until(lambda: length(cluster, place) == 1)
         if repaired:
             assert not [line for line in daemon.lines if "Redis was lost" in line]
         else:
@@ -534,24 +565,28 @@ def test_after_a_failover_it_goes_on_with_the_new_master(
     directory = short_dir / "s"
     directory.mkdir()
     sentinels = Sentinels(directory)
-    sentinels.start()
-    host = DelayHost(short_dir, sentinels.master, sentinels.url)
-    host.env |= notify_socket.env
+    host = None
     try:
+        sentinels.start()
+        host = DelayHost(short_dir, sentinels.master, sentinels.url)
+        host.env |= notify_socket.env
         daemon = host.start("--recheck", "1h")
         notify_socket.wait_for("READY=1")
         host.publish(delay=0.1)
         wait_until(host.entries)
         host.publish(body="later", delay=3600)
-        host.redis.execute_command("WAIT", 2, 5000)
+        # WAIT is about what its own connection wrote.
+        host.redis.set("written", "x")
+        assert host.redis.execute_command("WAIT", 2, 30_000) == 2
         port = sentinels.master_port
         sentinels.master.kill()
         sentinels.await_failover(port)
-        daemon.wait_log("Redis is back", deadline_s=30)
+        daemon.wait_log("Redis is back")
         host.redis = sentinels.master.client()
         host.publish(body="new", delay=0.1)
-        wait_until(lambda: len(host.entries()) == 2, 20)
+        wait_until(lambda: len(host.entries()) == 2)
         assert host.left() == 1
     finally:
-        host.close()
+        if host is not None:
+            host.close()
         sentinels.stop()
