@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import shutil
 import socket
@@ -12,11 +13,25 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from leaks import nothing_left_behind
 from redis_servers import RedisServer
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+# More examples than the tests of every day take, and others each time.
+EXAMPLES = int(os.environ.get("WAKEQ_TEST_EXAMPLES", "0"))
+
+settings.register_profile(
+    "wakeq",
+    max_examples=EXAMPLES or 100,
+    derandomize=not EXAMPLES,
+    database=None,
+    # How long an example takes is a matter of what else the machine does.
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+settings.load_profile("wakeq")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,6 +66,15 @@ def leaves_nothing_behind() -> Iterator[None]:
     """Fail a test after which a process, a thread or a temporary file is left."""
     with nothing_left_behind():
         yield
+
+
+@pytest.fixture(autouse=True)
+def collects_garbage(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect what a test that may be warned of it leaves, before another test is, that may not."""
+    yield
+    marks = request.node.iter_markers("filterwarnings")
+    if any("PytestUnraisableExceptionWarning" in mark.args[0] for mark in marks):
+        gc.collect()
 
 
 @pytest.fixture

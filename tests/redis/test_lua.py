@@ -261,23 +261,23 @@ def leave(run: Run) -> Callable[..., int]:
 
 
 def test_join_takes_a_name_that_is_free_for_its_lifetime(join: Run, client: Any) -> None:
-    assert join("p1", lifetime_ms=20_000) == ""
+    assert join("p1", lifetime_ms=200_000) == ""
     assert client.get(alive("c")) == b"p1"
-    assert 15_000 < client.pttl(alive("c")) <= 20_000
+    assert 100_000 < client.pttl(alive("c")) <= 200_000
 
 
 def test_join_keeps_a_name_for_another_lifetime(join: Run, client: Any) -> None:
     join("p1", lifetime_ms=1000)
-    assert join("p1") == ""
-    assert client.pttl(alive("c")) > 20_000
+    assert join("p1", lifetime_ms=200_000) == ""
+    assert client.pttl(alive("c")) > 100_000
 
 
 def test_join_does_not_take_the_name_of_another_process(join: Run, client: Any) -> None:
-    join("p1", lifetime_ms=10_000)
-    assert join("p2") == "p1"
-    assert join("p2", dead="p0") == "p1"
+    join("p1", lifetime_ms=100_000)
+    assert join("p2", lifetime_ms=200_000) == "p1"
+    assert join("p2", dead="p0", lifetime_ms=200_000) == "p1"
     assert client.get(alive("c")) == b"p1"
-    assert client.pttl(alive("c")) <= 10_000
+    assert client.pttl(alive("c")) <= 100_000
 
 
 def test_join_takes_the_name_of_a_process_that_is_dead(join: Run, client: Any) -> None:
@@ -716,8 +716,8 @@ def test_publish_once_tells_keys_apart(once: Run, client: Any) -> None:
 
 
 def test_publish_once_remembers_for_its_window(once: Run, client: Any) -> None:
-    once("k", "body", "x", window_ms=50_000)
-    assert 40_000 < client.pttl(keys.dedup(S, "k")) <= 50_000
+    once("k", "body", "x", window_ms=500_000)
+    assert 400_000 < client.pttl(keys.dedup(S, "k")) <= 500_000
     client.pexpire(keys.dedup(S, "k"), 1)
     wait_until(lambda: not client.exists(keys.dedup(S, "k")))
     assert once("k", "body", "x")[1] == 1
@@ -795,7 +795,7 @@ def at_once(redis: RedisServer, count: int, call: Callable[[Run, int], Any]) -> 
         connection = Connection(RedisURL(redis.url), "wakeq-test")
         connection.connect()
         try:
-            barrier.wait(10)
+            barrier.wait(60)
             return call(runner(connection, "whole"), index)
         finally:
             connection.close()

@@ -18,7 +18,7 @@ GROUP = keys.bridge_group("b")
 LEASE, INSTANCES = keys.bridge_lease(CHANNEL, "b"), keys.bridge_instances(CHANNEL, "b")
 LINE, MARKS = keys.bridge_line(CHANNEL, "b", 0, ""), keys.bridge_marks(CHANNEL, "b", 0)
 STATS, DEAD, RETRY = keys.stats(STREAM, GROUP), keys.dead(STREAM, GROUP), keys.retry(STREAM, GROUP)
-LEASE_MS = 10_000
+LEASE_MS = 60_000
 
 
 class Bridges:
@@ -295,7 +295,7 @@ def test_ids_stand_in_the_list_while_they_are_named(bridges: Bridges) -> None:
     names = [IDS, keys.enlisted(IDS)]
     bridges.client.rpush(IDS, "foreign")
 
-    def enlist(gone: list[str], living: list[str], lifetime_ms: int = 10_000) -> Any:
+    def enlist(gone: list[str], living: list[str], lifetime_ms: int = 600_000) -> Any:
         return bridges.run("bridge_enlist", names, lifetime_ms, len(gone), *gone, *living)
 
     def listed() -> list[bytes]:

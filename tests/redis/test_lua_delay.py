@@ -491,7 +491,7 @@ def test_lists_garbage_too(delayed: Delayed, client: redis_py.Redis) -> None:
 def test_cancels_by_id_and_names_what_is_not_there(
     delayed: Delayed, client: redis_py.Redis
 ) -> None:
-    first, second = delayed.schedule(delay=5)[0], delayed.schedule(delay=HOUR_MS)[0]
+    first, second = (delayed.schedule(delay=HOUR_MS)[0] for _ in range(2))
     retry = delayed.put_retry(1)
     delayed.deliver(repair=True)
     names = [DELAYED, REPAIRS, DATA]

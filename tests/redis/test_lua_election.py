@@ -17,7 +17,7 @@ from wakeq.wire import Connection, ServerError
 
 NAME = "night"
 LEASE, CHANNEL = keys.lease(NAME), keys.vacancy(NAME)
-LEASE_MS, KEEP_MS = 10_000, 60_000
+LEASE_MS, KEEP_MS = 60_000, 600_000
 
 
 class Election:
@@ -79,7 +79,7 @@ def test_of_many_at_once_one_is_elected(election: Election, redis: RedisServer) 
     def ask(number: int) -> Any:
         connection = Connection(RedisURL(redis.url), "test")
         connection.connect()
-        together.wait(30)
+        together.wait(60)
         reply = election.elect(f"p{number}", connection=connection)
         connection.close()
         return reply
@@ -97,7 +97,7 @@ def test_the_leader_keeps_its_token_and_the_others_wait(election: Election) -> N
     assert election.elect("a", token) == [token, 0]
     nobody, who, left, term = election.elect("b")
     assert (nobody, who) == (b"", b"a/1")
-    assert LEASE_MS - 5_000 < left <= LEASE_MS
+    assert LEASE_MS / 2 < left <= LEASE_MS
     assert term == token + b":1"
 
 
@@ -108,7 +108,7 @@ def test_a_renewal_prolongs_the_lease_and_has_a_term_of_its_own(election: Electi
     assert election.elect("a", token) == [token, 0]
     after = election.elect("b", watched=before[3])
     assert (after[0], after[3] != before[3]) == (b"", True)
-    assert after[2] > LEASE_MS - 5_000
+    assert after[2] > LEASE_MS / 2
 
 
 def test_a_lease_that_was_watched_until_its_end_goes_to_another(election: Election) -> None:
@@ -147,8 +147,8 @@ def test_a_clock_that_was_set_back_prolongs_no_lease(election: Election) -> None
 
 
 def test_others_wait_as_long_as_the_lease_of_the_leader_is(election: Election) -> None:
-    election.first("a", lease_ms=60_000)
-    assert election.elect("b", lease_ms=1_000)[2] > 50_000
+    election.first("a", lease_ms=300_000)
+    assert election.elect("b", lease_ms=1_000)[2] > 200_000
 
 
 def test_without_the_key_a_candidate_waits_and_the_leader_goes_on(election: Election) -> None:
@@ -192,7 +192,7 @@ def test_tokens_grow_also_when_the_key_is_lost_and_when_the_clock_is_set_back(
 def test_who_did_not_hear_that_it_was_elected_is_not_preferred(election: Election) -> None:
     old = election.first("a")
     nobody, _, left, term = election.elect("a")
-    assert (nobody, left > LEASE_MS - 5_000) == (b"", True)
+    assert (nobody, left > LEASE_MS / 2) == (b"", True)
     election.run_out()
     assert int(election.elect("b", watched=term)[0]) > int(old)
 

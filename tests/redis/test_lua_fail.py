@@ -287,7 +287,7 @@ def test_many_callers_at_once_move_a_message_once(redis: RedisServer, fail: Fail
         connection = Connection(RedisURL(redis.url), "wakeq-test")
         connection.connect()
         try:
-            barrier.wait(10)
+            barrier.wait(60)
             return fail(("1-0", "1-0", HOUR_MS, "body", "a"), connection=connection)
         finally:
             connection.close()

@@ -20,7 +20,7 @@ from wakeq.wire import Connection, ServerError
 S, G = "orders", "g"
 RETRY, STATS = keys.retry(S, G), keys.stats(S, G)
 OWNER, TURN = keys.owner(S, G), keys.turn(S, G)
-LEASE_MS, PATIENCE_MS = 10_000, 15_000
+LEASE_MS, PATIENCE_MS = 60_000, 60_000
 
 
 class Group:

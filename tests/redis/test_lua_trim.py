@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from redis_servers import RedisServer
-from wakeq.config import Trim
 from wakeq.redis_client import Servers
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
+from wakeq.sections import Trim
 from wakeq.trim.trimmer import Trimmed, Trimmer
 
 S = "orders"
@@ -424,8 +424,9 @@ def small_nodes(redis_server: Callable[..., RedisServer]) -> Iterator[Trimming]:
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture,
+                                             HealthCheck.too_slow],
+)  # fmt: skip
 @given(st.lists(ACTION, min_size=5, max_size=40), st.integers(1, 9))
 def test_does_what_the_model_does(
     small_nodes: Trimming, actions: list[tuple[str, tuple[Any, ...]]], size: int

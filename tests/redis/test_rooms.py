@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import tracemalloc  # noqa: F401  (else pytest may do so in the middle of a garbage collection)
 from collections.abc import Callable, Iterator
@@ -21,13 +20,6 @@ from wakeq.fanout.rooms import Request, Rooms
 
 # redis-py before 4.6 leaves the socket of a failed connection to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def collects_garbage() -> Iterator[None]:
-    """Let it do so before other tests, which do not expect that."""
-    yield
-    gc.collect()
 
 
 W = "w"

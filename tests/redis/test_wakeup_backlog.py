@@ -12,6 +12,7 @@ import wakeq
 from redis_servers import RedisServer
 from wakeq import keys
 
+CLAIM_AFTER_MS = 600_000
 SCRIPT = (Path(wakeq.__file__).parent / "lua/backlog.lua").read_text()
 
 
@@ -25,7 +26,7 @@ def look(
 ) -> list[Any]:
     names = [stream, keys.retry(stream, "g"), keys.alive(stream, "g", "")]
     names += [keys.paused(stream)]
-    return client.eval(SCRIPT, 4, *names, "g", start, 1000, len(own), *own)[0]
+    return client.eval(SCRIPT, 4, *names, "g", start, CLAIM_AFTER_MS, len(own), *own)[0]
 
 
 def test_a_missing_stream_has_nothing(client: redis_py.Redis) -> None:
@@ -74,14 +75,14 @@ def test_tells_whose_messages_are_pending_and_when_they_are_claimable(
     answer = look(client)
     assert answer[3] == 0
     assert answer[5:7] == [3, 1]
-    assert 0 < answer[7] <= 1001
+    assert 0 < answer[7] <= CLAIM_AFTER_MS + 1
     assert answer[8:] == [0, 1, 0]
 
-    client.xclaim("s", "g", "gone", 0, [ids[1]], idle=5000, justid=True)
+    client.xclaim("s", "g", "gone", 0, [ids[1]], idle=CLAIM_AFTER_MS, justid=True)
     assert look(client)[7] == 0
     # Without a socket of its own, a consumer of this host is like any other.
     client.xclaim("s", "g", "gone", 0, [ids[1]], idle=0, justid=True)
-    client.xclaim("s", "g", "me", 0, [ids[0]], idle=5000, justid=True)
+    client.xclaim("s", "g", "me", 0, [ids[0]], idle=CLAIM_AFTER_MS, justid=True)
     assert look(client, own=())[7:] == [0, 0]
 
 
