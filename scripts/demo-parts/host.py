@@ -24,7 +24,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 import redis  # noqa: E402  (takes most of that time)
 
 BIN = Path(sys.executable).parent  # of .venv
-WAIT_SECONDS = 30
+WAIT_SECONDS = 120
 STOP_SECONDS = 10
 LOG_LINES = 20
 
@@ -69,6 +69,7 @@ class Consumer:
             self._thread.join()
 
     def _listen(self) -> None:
+        code = -1
         while not self._closing:
             with open(self.log, "ab") as log:
                 process = subprocess.Popen(
@@ -76,8 +77,11 @@ class Consumer:
                     stderr=log, process_group=0,
                 )  # fmt: skip
             self.pid = process.pid
-            self.exits.append(process.wait())
-            if process.returncode and not self._closing:
+            if code == 0:
+                self.exits.append(code)  # now, so that who looks finds a process that listens
+            code = process.wait()
+            if code and not self._closing:
+                self.exits.append(code)
                 time.sleep(1)  # as RestartSec=
 
 

@@ -11,7 +11,7 @@ from host import DemoError, Host
 from wakeq import Publish, Publisher, keys
 
 STREAM = GROUP = "depends"
-GIVE_UP_SECONDS = 30
+GIVE_UP_SECONDS = 120
 
 CONSUMER = """
 handler = "FOLDER/depends.py:handle"
@@ -74,7 +74,7 @@ class Mishaps:
         self.wait("the rest to be dead letters", lambda: self.dead() >= len(absent))
         self._say(GROUP, f"{len(absent)} failed 3 times, and are dead letters", "green")
         self.bury_and_dig_up(absent, len(names))
-        self.wait("it to exit", lambda: len(self._host.consumers[GROUP].exits) > exits)
+        self.wait("it to exit", lambda: self.has_exited(exits))
         self._say(GROUP, "idle, exited", "green")
         self.compare(names, versions, provided)
 
@@ -111,6 +111,11 @@ class Mishaps:
             "dead": self.dead(),
         }
         self._check(not any(left.values()), "nothing is delayed or dead any more", str(left))
+
+    def has_exited(self, before: int) -> bool:
+        """Tell whether the consumer has exited, and is not awake again: it may sleep in between."""
+        exits = len(self._host.consumers[GROUP].exits)
+        return exits > before and "wakeq-consumer" not in self._host.processes().values()
 
     # -- what is known ---------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from wakeq import Publish, Publisher, keys
 from wakeq.cli.screen import colours, paint
 
 HERE = Path(__file__).parent
-GIVE_UP_SECONDS = 30
+GIVE_UP_SECONDS = 120
 
 # What would be /etc/wakeq/consumers/sizes.toml and verify.toml on a real host. The stream and
 # the group of a consumer have its name if nothing else is said.
