@@ -33,6 +33,7 @@ class FakeServer:
         self.url = f"redis://127.0.0.1:{self.port}"
         self._accepted: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._open: list[socket.socket] = []
+        self._is_over = False
         self._thread = threading.Thread(target=self._run, name="fake server")
 
     def __enter__(self) -> FakeServer:
@@ -45,6 +46,7 @@ class FakeServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._is_over = True
         self._listener.shutdown(socket.SHUT_RDWR)
         for connection in list(self._open):
             try:
@@ -67,6 +69,8 @@ class FakeServer:
             except OSError:  # shut down
                 return
             self._open.append(connection)
+            if self._is_over:  # what was open by then is shut down
+                return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 self._serve(connection)

@@ -66,7 +66,7 @@ def end_threads(lanes: Lanes) -> None:
 
 def results(lanes: Lanes, count: int) -> list[Any]:
     """Wait for so many outcomes, with the bell as the loop does."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(lanes.done) < count and time.monotonic() < deadline:
         select.select([lanes.bell], [], [], 0.01)
         lanes.hear()
@@ -106,7 +106,7 @@ def test_an_error_comes_with_its_message(start: Callable[..., Lanes], is_async: 
 def test_the_bell_rings_for_the_last_one(start: Callable[..., Lanes]) -> None:
     lanes = start(lambda _message: None)
     lanes.put([message()])
-    assert select.select([lanes.bell], [], [], 5)[0]
+    assert select.select([lanes.bell], [], [], 60)[0]
     lanes.hear()
     lanes.hear()  # nothing to hear is no error
     assert not select.select([lanes.bell], [], [], 0)[0]
@@ -114,7 +114,7 @@ def test_the_bell_rings_for_the_last_one(start: Callable[..., Lanes]) -> None:
 
 def test_takes_back_what_no_lane_has_begun(start: Callable[..., Lanes]) -> None:
     go = threading.Event()
-    lanes = start(lambda _message: go.wait(5))
+    lanes = start(lambda _message: go.wait(300))
     messages = [message(n) for n in range(5)]
     lanes.put(messages)
     wait_until(lambda: lanes.current[0])
@@ -151,7 +151,7 @@ def test_a_batch_takes_what_there_is_up_to_its_most(start: Callable[..., Lanes])
 
     def handle(messages: list[Message]) -> None:
         sizes.append(len(messages))
-        go.wait(5)
+        go.wait(300)
 
     lanes = start(handle, batch=4)
     lanes.put([message()])
@@ -164,12 +164,12 @@ def test_a_batch_takes_what_there_is_up_to_its_most(start: Callable[..., Lanes])
 
 def test_tells_which_lanes_are_at_it_for_too_long(start: Callable[..., Lanes]) -> None:
     go = threading.Event()
-    lanes = start(lambda given: go.wait(5) if given.text() == "slow" else None, 2)
+    lanes = start(lambda given: go.wait(300) if given.text() == "slow" else None, 2)
     slow = message("slow")
     lanes.put([slow, message("quick")])
     results(lanes, 1)
-    (overdue,) = lanes.overdue(time.monotonic())
-    assert overdue[1] == [slow]
+    # What is done is said a moment before the lane is free.
+    wait_until(lambda: [messages for _, messages in lanes.overdue(time.monotonic())] == [[slow]])
     assert lanes.overdue(slow.started) == []
     go.set()
     results(lanes, 2)
@@ -178,12 +178,13 @@ def test_tells_which_lanes_are_at_it_for_too_long(start: Callable[..., Lanes]) -
 
 def test_a_coroutine_is_interrupted_alone(start: Callable[..., Lanes]) -> None:
     async def handle(given: Message) -> None:
-        await asyncio.sleep(30 if given.text() == "slow" else 0)
+        await asyncio.sleep(300 if given.text() == "slow" else 0)
 
     lanes = start(handle, 2, is_async=True)
     slow = message("slow")
     lanes.put([slow, message("quick")])
     results(lanes, 1)
+    wait_until(lambda: len(lanes.overdue(time.monotonic())) == 1)
     ((number, messages),) = lanes.overdue(time.monotonic())
     lanes.interrupt(number, messages)
     lanes.interrupt(number, messages)  # twice, and it may be over by then

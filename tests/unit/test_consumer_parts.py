@@ -372,7 +372,7 @@ def test_a_name_that_is_not_there_is_an_error_of_the_configuration(
 # -- programs -------------------------------------------------------------------------------------
 
 
-def runner(*command: str, timeout: float = 5) -> Runner:
+def runner(*command: str, timeout: float = 60) -> Runner:
     settings = Settings()
     settings.exec_, settings.timeout = list(command), timeout
     settings.stream = settings.group = "orders"
@@ -409,7 +409,8 @@ def test_leaves_no_file_descriptor_behind() -> None:
     for _ in range(20):
         with pytest.raises(HandlerFailure):
             some.run(message(1))
-    assert len(os.listdir("/proc/self/fd")) == before
+    # Less if garbage of other tests was collected meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # -- what is told ---------------------------------------------------------------------------------

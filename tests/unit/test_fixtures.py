@@ -69,13 +69,17 @@ def test_waiting_fails_at_its_deadline_and_says_for_what() -> None:
         wait_until(lambda: False, deadline_s=0.01, message="the moon")
 
 
+go = threading.Event()
+
+
 def leave_a_process() -> None:
     # An orphan: its parent has ended.
     subprocess.run(["sh", "-c", "sleep 60 & exit 0"], check=True)
 
 
 def leave_a_thread() -> None:
-    threading.Timer(0.5, lambda: None).start()
+    go.clear()
+    threading.Thread(target=go.wait).start()
 
 
 def leave_a_file() -> None:
@@ -85,7 +89,7 @@ def leave_a_file() -> None:
 @pytest.mark.parametrize(
     ("leave", "what"),
     [
-        (leave_a_process, "process [0-9]+ sleep"),
+        (leave_a_process, "process [0-9]+ (sleep|sh)"),
         (leave_a_thread, "thread Thread-"),
         (leave_a_file, "temporary file left"),
     ],
@@ -94,4 +98,5 @@ def test_a_test_that_leaves_something_behind_fails(leave: Callable[[], None], wh
     message = f"left behind: {what}"
     with pytest.raises(AssertionError, match=message), nothing_left_behind(deadline_s=0.1):
         leave()
+    go.set()
     Path(tempfile.gettempdir(), "left").unlink(missing_ok=True)

@@ -38,7 +38,7 @@ def test_the_end_of_a_process_is_told_after_what_it_said_although_a_child_lives_
     answers: list[Any] = []
     worker = Worker(loop, "forks", lambda _, said: answers.append(said))
     try:
-        assert loop.run_until(lambda: None in answers, 30)
+        assert loop.run_until(lambda: None in answers, 60)
     finally:
         worker.end()
         if first:  # else it has ended with its group
