@@ -44,7 +44,7 @@ class StrictHost(ConsumerHost):
         """Write the consumer's file."""
         code = code or _HANDLER.format(seconds=seconds)
         self.configure(
-            **{"handler": self.handler(code), "order": "strict", "lease": "2s"} | settings
+            **{"handler": self.handler(code), "order": "strict", "lease": "60s"} | settings
         )
 
     def start_elsewhere(self, host: str = "elsewhere", prepare: str = "") -> ConsumerProcess:
