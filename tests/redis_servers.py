@@ -35,6 +35,11 @@ def wait_until(predicate: Callable[[], T], deadline_s: float = 60, message: str 
     return value
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
+
+
 class RedisServer:
     """One redis-server without persistence; `options` are added to its command line.
 

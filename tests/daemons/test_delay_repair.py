@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -121,12 +122,14 @@ def test_a_repair_that_takes_too_long_has_failed(host: DelayHost) -> None:
         "import time\ndef repair(message):\n    time.sleep(60 if message.body == b'slow' else 0)\n"
     )
     host.fail(7, "slow", due=1)
-    host.fail(8, due=2)
-    host.start("--repair", path, "--repair-timeout", "300ms")
-    wait_until(lambda: host.entries(DEAD) and host.entries(RETRY), 20)
+    # Several, because a busy machine may not run the repair of one for as long.
+    for number in range(8, 18):
+        host.fail(number, due=2)
+    host.start("--repair", path, "--repair-timeout", "1s")
+    wait_until(lambda: host.entries(DEAD) and host.entries(RETRY))
     letter = host.entries(DEAD)[0]
+    assert letter[b"wakeq.first_id"] == b"7-0"
     assert letter[b"wakeq.repair_error"] == b"TimedOut: took longer than timeout allows"
-    assert host.entries(RETRY)[0][b"wakeq.first_id"] == b"8-0"
 
 
 def test_a_repair_that_hangs_holds_up_no_other_message(host: DelayHost) -> None:
@@ -189,13 +192,15 @@ def test_a_program_that_takes_too_long_is_ended_with_all_it_started(
 ) -> None:
     fifo = short_dir / "fifo"
     os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     host.fail(7)
     # It holds the pipe open for as long as it lives.
-    script = f"sleep 60 >{fifo} &\nwait\n"
-    host.start("--repair-exec", host.program(script), "--repair-timeout", "1s")
-    with open(fifo, "rb") as pipe:
-        assert pipe.read() == b""
+    script = f"sleep 600 >{fifo} &\nwait\n"
+    host.start("--repair-exec", host.program(script), "--repair-timeout", "2s")
     wait_until(lambda: host.entries(DEAD))
+    with open(reading, "rb", buffering=0) as pipe:
+        # Nothing yet is None, nobody any more is an end.
+        wait_until(lambda: pipe.read(1) == b"")
 
 
 # -- what is wrong with the repair -----------------------------------------------------------
@@ -252,17 +257,19 @@ def test_a_reload_takes_up_another_repair_if_that_works(
     notify_socket.wait_for("READY=1")
 
     def reload(text: str, told: str) -> None:
+        before = daemon.count(told)
         host.configure(text)
         os.kill(daemon.process.pid, signal.SIGHUP)
-        daemon.wait_log(told)
+        daemon.wait_log(told, before + 1)
 
     reload('[delay]\nrepair = "no_such:thing"\n', "messages cannot be repaired")
+    daemon.wait_log("configuration was read again")
     host.fail(1)
     host.ring()
     wait_until(lambda: len(host.entries(RETRY)) == 1)
     reload(f'[delay]\nrepair = "{second}"\n', "configuration was read again")
     # The new one is loaded beside, while the old one goes on.
-    numbers = iter(range(2, 1000))
+    numbers = itertools.count(2)
 
     def by_second() -> bool:
         host.fail(next(numbers))
@@ -271,11 +278,10 @@ def test_a_reload_takes_up_another_repair_if_that_works(
 
     wait_until(by_second)
     assert host.entries(RETRY)[0][b"by"] == b"first"
-    daemon.lines.clear()
     reload("", "configuration was read again")
     wait_until(lambda: not host.left())
     before = len(host.entries(RETRY))
-    host.fail(5000)
+    host.fail(next(numbers))
     host.ring()
     wait_until(lambda: len(host.entries(RETRY)) == before + 1)
     assert b"by" not in host.entries(RETRY)[-1]
@@ -294,22 +300,22 @@ def test_killed_in_the_middle_of_a_repair_the_message_is_repaired_again(host: De
     daemon = host.start(*options, WAKEQ_FAILPOINT="repaired:kill")
     assert daemon.wait_exit() == -signal.SIGKILL
     assert (host.left(), host.entries(RETRY)) == (1, [])
-    host.start(*options)
+    host.start("--repair", path)
     wait_until(lambda: host.entries(RETRY))
     assert (host.left(), len(host.entries(RETRY))) == (0, 1)
 
 
 def test_two_of_them_repair_each_message_once(host: DelayHost) -> None:
     path = host.code("def repair(message):\n    return {'by': 'repair'}\n")
-    for number in range(1, 501):
+    for number in range(1, 301):
         host.fail(number)
     # Leases that run out at once: some are handed out twice.
     options = ("--repair", path, "--repair-timeout", "100ms")
     for _ in range(2):
         host.start(*options)
-    wait_until(lambda: not host.left(), 60)
+    wait_until(lambda: not host.left(), 300)
     found = [fields[b"wakeq.first_id"] for fields in host.entries(RETRY) + host.entries(DEAD)]
-    assert len(found) == len(set(found)) == 500
+    assert len(found) == len(set(found)) == 300
 
 
 def test_a_repair_is_finished_before_a_stop(host: DelayHost, short_dir: Path) -> None:
@@ -347,13 +353,16 @@ def test_without_redis_a_repaired_message_is_repaired_again(
     os.mkfifo(fifo)
     path = host.code(f"def repair(message):\n    return {{'body': open({str(fifo)!r}).read()}}\n")
     host.fail(7)
-    daemon = host.start("--repair", path, "--repair-timeout", "2s")
+    daemon = host.start("--repair", path)
     notify_socket.wait_for("READY=1")
     with open(fifo, "w") as pipe:
         host.redis.slaveof("127.0.0.1", 1)
         pipe.write("first")
     daemon.wait_log("Redis was lost")
     host.redis.slaveof()
+    # It may be handed out again, as if the time that a repair may take were over.
+    host.redis.zadd(REPAIRS, {"7-0@g": 1})
+    host.ring()
     with open(fifo, "w") as pipe:
         pipe.write("second")
     wait_until(lambda: host.entries(RETRY))
@@ -382,11 +391,12 @@ def test_a_delayed_message_that_fails_is_repaired_and_handled_under_the_id_it_wa
         host.start("--repair", repair)
         message_id = host.publish(body="no JSON", delay=0.2)
         consumers.start()
-        assert consumers.wait_records(2, 20) == [
+        assert consumers.wait_records(2) == [
             f"{message_id} 1 no JSON",
             f'{message_id} 2 ["JSONDecodeError"]',
         ]
         wait_until(lambda: consumers.pending() == 0 and host.left() == 0)
-        assert host.redis.xlen(keys.retry("orders", "orders")) == 0
+        # It is in its handler's hands still.
+        wait_until(lambda: host.redis.xlen(keys.retry("orders", "orders")) == 0)
     finally:
         consumers.close()

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import NotifySocket
 from fanout_host import FanoutHost
-from redis_servers import Cluster, RedisServer, wait_until
+from redis_servers import Cluster, RedisServer, is_stopped, wait_until
 from wakeq import FanoutClient, keys
 
 VALUES: list[Any] = [
@@ -431,25 +431,30 @@ def test_hanging_up_leaves_all_rooms_and_ends_the_rounds(host: FanoutHost) -> No
 
 def test_a_silent_client_is_ejected_if_it_has_asked_for_that(host: FanoutHost) -> None:
     host.start()
-    stays, silent = host.member("r"), host.member("r", timeout=0.3)
+    stays, silent = host.member("r"), host.member("r", timeout=1.0)
     one, two = (stays.done("send", room="r", data=n)["id"] for n in range(2))
     stays.message()
     stays.done("ack", room="r", id=one)
-    assert silent.message()["id"] == one
 
     assert stays.message()["id"] == two
-    assert silent.event() == {"event": "ejected", "room": "r", "reason": "timed-out"}
+    told = silent.event()
+    if told["event"] == "message":  # else it was silent for as long before that was sent
+        assert told["id"] == one
+        told = silent.event()
+    assert told == {"event": "ejected", "room": "r", "reason": "timed-out"}
     assert silent.refused("ack", room="r", id=one) == "timed-out"
     silent.done("subscribe", room="r")
 
 
 def test_pings_keep_such_a_client(host: FanoutHost) -> None:
     host.start()
-    client = host.member("r", timeout=1.0)
-    end = time.monotonic() + 2.5
+    # As long as a busy machine may not run one of us.
+    client = host.member("r", timeout=4.0)
+    end = time.monotonic() + 5.0
     while time.monotonic() < end:
         client.done("ping")
         client.done("ping", room="r")
+        time.sleep(0.02)  # the machine is for others, too
     assert client.events == []
 
 
@@ -636,8 +641,8 @@ def test_it_ends_when_nobody_was_connected_for_the_idle_timeout(
     host: FanoutHost, notify_socket: NotifySocket
 ) -> None:
     host.env |= notify_socket.env
-    gateway = host.start("--idle-timeout=2.5s")
     client = host.client()
+    gateway = host.start("--idle-timeout=2.5s")
     notify_socket.wait_for("READY=1")
     client.done("ping")
     notify_socket.wait_for("STATUS=1 connections, 0 clients in rooms")
@@ -650,8 +655,8 @@ def test_it_ends_when_nobody_was_connected_for_the_idle_timeout(
 
 
 def test_it_stays_for_who_is_connected_and_silent(host: FanoutHost) -> None:
-    gateway = host.start("--idle-timeout=2.5s")
     client = host.client()
+    gateway = host.start("--idle-timeout=2.5s")
     client.done("ping")
     with pytest.raises(AssertionError, match="still running"):
         gateway.wait_exit(4)
@@ -660,18 +665,13 @@ def test_it_stays_for_who_is_connected_and_silent(host: FanoutHost) -> None:
 
 def test_who_connects_while_it_leaves_is_left_to_the_next_one(host: FanoutHost) -> None:
     first = host.start("--idle-timeout=2.5s", WAKEQ_FAILPOINT="before_idle_exit:stop")
-    wait_until(lambda: is_stopped(first.pid), 20)
+    wait_until(lambda: is_stopped(first.pid))
     client = host.client()
     ref = client.say("subscribe", room="r")
     first.send(signal.SIGCONT)
     assert first.wait_exit() == 0
     host.start()
     assert client.hear()["ref"] == ref
-
-
-def is_stopped(pid: int) -> bool:
-    """Tell whether a process is stopped by a signal."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
 
 
 def test_a_stop_tells_everybody_and_takes_them_out_of_their_rooms(
@@ -757,8 +757,8 @@ def test_an_idle_client_costs_one_command_for_each_ping_interval(
     host.start("--timeout=3s")
     host.member("r")
     calls = Calls(own_redis)
-    wait_until(lambda: calls.are_quiet(0.3))
-    before, began = calls.count(), time.monotonic()
+    wait_until(lambda: calls.are_quiet(0.7))
+    began, before = time.monotonic(), calls.count()
     wait_until(lambda: calls.count() >= before + 3)
     # Each second, a third of the time-out, and no more than once.
     assert time.monotonic() - began > 1.9
@@ -776,6 +776,7 @@ class Calls:
         while time.monotonic() < until:
             if self.count() != before:
                 return False
+            time.sleep(0.01)
         return True
 
     def count(self) -> int:
