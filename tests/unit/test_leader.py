@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wakeq.alarm import Alarm
-from wakeq.config import Leader
 from wakeq.errors import ConfigError
 from wakeq.leader.terms import trust_seconds
+from wakeq.sections import Leader
 from wakeq.settings import parse_duration
 
 UNIT = Path(__file__).parents[2] / "units/wakeq-leader@.service"
@@ -33,6 +33,8 @@ def test_all_of_a_host_has_ended_before_the_lease_is_over(
 
 
 @given(st.floats(0, 10_000), st.floats(0, 10_000))
+@example(3.7, 0.0)
+@example(7.66, 0.0)
 def test_the_least_lease_that_the_error_names_is_enough(watchdog: float, stop: float) -> None:
     with pytest.raises(ConfigError) as caught:
         trust_seconds(1.0, watchdog, stop)

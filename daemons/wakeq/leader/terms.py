@@ -38,7 +38,8 @@ def trust_seconds(lease: float, watchdog: float, stop: float) -> float:
         ConfigError: no time is left.
     """
     slack = _REACTION_SECONDS + _DRIFT * lease
-    trust = lease - watchdog - stop - slack
+    # Rounded, or the lease that is said to be needed might be refused, too.
+    trust = round(lease - watchdog - stop - slack, 6)
     if trust < _TRUST_LEAST_SECONDS:
         needed = (watchdog + stop + _REACTION_SECONDS + _TRUST_LEAST_SECONDS) / (1 - _DRIFT)
         raise ConfigError(
