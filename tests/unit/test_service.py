@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from wakeq import __version__
-from wakeq.config import Consumer, Wakeup
+from wakeq.config import Consumer
 from wakeq.errors import UsageError
+from wakeq.sections import Wakeup
 from wakeq.service import Program, parse, shown_default, usage
 
 NAMED = Program("wakeq-consumer", "Handle messages.", Consumer, "NAME")
@@ -88,7 +89,7 @@ def test_shows_defaults_as_they_are_written() -> None:
 _DAEMON = """\
 import os, select, signal, sys
 from wakeq import errors
-from wakeq.config import Wakeup
+from wakeq.sections import Wakeup
 from wakeq.service import DRAIN, NOW, Program, run
 
 def body(service):
@@ -125,7 +126,7 @@ def start(tmp_path: Path, what: str, *words: str, until: int = 1) -> subprocess.
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     return process.returncode, err
 
 
@@ -152,7 +153,7 @@ def test_a_fault_of_its_own_is_logged_with_its_traceback(tmp_path: Path) -> None
 
 def test_what_was_printed_is_out_at_once(tmp_path: Path) -> None:
     process = start(tmp_path, "killed")
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert out == "order 7\n"
 
@@ -178,7 +179,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, number: signal.Signals) -
     process.send_signal(number)
     assert process.stdout.readline() == "woke\n"
     process.send_signal(number)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert out.endswith("2 False\n")
     assert process.returncode == 3
 
@@ -188,6 +189,6 @@ def test_a_hangup_asks_for_a_reload(tmp_path: Path) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert out.endswith("0 True\n")
     assert process.returncode == 3
