@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from leaks import join
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
 from wakeq.redis_url import RedisURL
@@ -113,7 +114,7 @@ class ConsumerProcess:
             raise AssertionError(
                 f"still running after {deadline_s:g} s; printed:\n{self.output}"
             ) from None
-        self._thread.join()
+        join(self._thread)
         return code
 
     def stop(self, deadline_s: float = 60) -> int:
@@ -125,7 +126,7 @@ class ConsumerProcess:
         """End it without warning."""
         self.process.kill()
         self.process.wait()
-        self._thread.join()
+        join(self._thread)
 
     def _collect(self) -> None:
         assert self.process.stdout is not None

@@ -17,11 +17,13 @@ LEASE = keys.lease(NAME)
 RECORD = "record"
 
 # Stands for election with the election of wakeq, and for as long as it believes to lead writes that
-# into Redis: `begin TOKEN TIME`, `at TOKEN TIME` every 10 ms, `end TOKEN TIME`. Arguments:
+# into Redis: `begin TOKEN TIME`, `at TOKEN TIME` every 10 ms, `end TOKEN TIME`. It may stand still
+# anywhere: `at` has a time at which it believed so, however late that is written. Arguments:
 # URL, a name of its own, lease, trust, and the URL by which it records.
 _RECORDER = r"""
 import sys
-from wakeq.config import Leader
+import time
+from wakeq.sections import Leader
 from wakeq.election import Elector
 from wakeq.errors import WakeqError
 from wakeq.redis_url import RedisURL
@@ -47,7 +49,9 @@ def write(what):
 def tick():
     loop.after(0.01, tick)
     if elector.leads:
-        write("at")
+        now = time.time()
+        if elector.leads:
+            note.call("RPUSH", "record", "at %s %d" % (token.decode(), now * 1000000))
 
 def elected(number):
     global token

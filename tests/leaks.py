@@ -28,6 +28,15 @@ def nothing_left_behind(deadline_s: float = 30) -> Iterator[None]:
     assert not left, "left behind: " + ", ".join(f"{kind} {name}" for kind, name in left)
 
 
+def join(output: threading.Thread) -> None:
+    """Wait for the thread that reads what a process prints, which has ended.
+
+    What it has started may have its output open yet, and is ended as what is left behind.
+    """
+    output.join(60)
+    assert not output.is_alive(), "what a process has started outlives it"
+
+
 def _left() -> set[tuple[str, str]]:
     """Return each child process, thread and temporary file there is, as (kind, name)."""
     processes = {("process", child) for child in _children()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import redis as redis_py
 
+from leaks import join
 from redis_servers import RedisServer, wait_until
 
 HOST = os.uname().nodename
@@ -126,7 +127,7 @@ class Daemon:
     def wait_exit(self, deadline_s: float = 60) -> int:
         """Wait for the exit code."""
         code = self.process.wait(deadline_s)
-        self._thread.join()
+        join(self._thread)
         return code
 
     def stop(self) -> int:

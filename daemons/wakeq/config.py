@@ -18,15 +18,13 @@ from wakeq.settings import Section, Setting, Wrong, nearest
 
 TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeVar
 
-    from wakeq.sections import TABLES, Bridge, Delay, Fanout, Leader, Node, Trim, Wakeup
+    from wakeq.sections import Bridge, Delay, Fanout, Leader, Node, Trim, Wakeup
 
-# Loaded when one of them is asked for: a consumer does without.
-_LATER = ("TABLES", "Bridge", "Delay", "Fanout", "Leader", "Node", "Trim", "Wakeup")
+    AnySection = TypeVar("AnySection", bound=Section)
 
-__all__ = ["TABLES", "Bridge", "Common", "Config", "Consumer", "Delay", "Leader", "Node", "Place"]
-__all__ += ["Fanout", "Trim", "Wakeup", "instance_base", "read_file"]
+__all__ = ["Common", "Config", "Consumer", "Place", "instance_base", "read_file"]
 
 # Where a bridge may take messages from: from one of them.
 _SOURCES = ("channel", "pattern", "shard_channels", "list")
@@ -69,6 +67,8 @@ def read_file(path: str, optional: bool = False) -> dict[str, Any]:
 class Config:
     """Reads sections for one program: its files, its environment, its options.
 
+    What is not for a consumer is loaded when it is asked for.
+
     Args:
         options: what the command line said, by the name of the setting.
         environ: the environment.
@@ -101,10 +101,7 @@ class Config:
         """Return the settings of wakeq-wakeup."""
         from wakeq.sections import Wakeup
 
-        section = Wakeup()
-        self._apply_table(section, "wakeup")
-        self._overlay(section)
-        return section
+        return self._whole(Wakeup(), "wakeup")
 
     def delay(self) -> Delay:
         """Return the settings of wakeq-delay.
@@ -114,9 +111,7 @@ class Config:
         """
         from wakeq.sections import Delay
 
-        section = Delay()
-        self._apply_table(section, "delay")
-        self._overlay(section)
+        section = self._whole(Delay(), "delay")
         if section.repair and section.repair_exec:
             raise ConfigError(
                 f"{self._main_path()}: [delay] has both repair and repair_exec, but only one can"
@@ -128,19 +123,13 @@ class Config:
         """Return the settings of wakeq-leader."""
         from wakeq.sections import Leader
 
-        section = Leader()
-        self._apply_table(section, "leader")
-        self._overlay(section)
-        return section
+        return self._whole(Leader(), "leader")
 
     def fanout(self) -> Fanout:
         """Return the settings of wakeq-fanout."""
         from wakeq.sections import Fanout
 
-        section = Fanout()
-        self._apply_table(section, "fanout")
-        self._overlay(section)
-        return section
+        return self._whole(Fanout(), "fanout")
 
     def trim(self) -> Trim:
         """Return the settings of wakeq-trim.
@@ -150,9 +139,7 @@ class Config:
         """
         from wakeq.sections import Trim
 
-        section = Trim()
-        self._apply_table(section, "trim")
-        self._overlay(section)
+        section = self._whole(Trim(), "trim")
         if 0 < section.max_length < section.keep:
             raise ConfigError(
                 f"max_length must be at least keep, which is {section.keep}, or 0 for none,"
@@ -248,6 +235,11 @@ class Config:
                 )
         return section
 
+    def _whole(self, section: AnySection, table: str) -> AnySection:
+        self._apply_table(section, table)
+        self._overlay(section)
+        return section
+
     def _choose(
         self, section: Section, pair: tuple[str, str], values: dict[str, Any], path: str
     ) -> None:
@@ -316,11 +308,3 @@ def _set(section: Section, setting: Setting, read: Any, value: object, where: st
         setattr(section, setting.name, read(value))
     except Wrong as wrong:
         raise ConfigError(f"{where} {wrong}") from None
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module 'wakeq.config' has no attribute {name!r}")
-    from wakeq import sections
-
-    return getattr(sections, name)

@@ -7,8 +7,6 @@ A publish whose reply is lost may have happened. It is not sent again, because t
 message twice, unless it has a deduplication key: then it is, a few times, and happens once.
 """
 
-import asyncio
-import time
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Self
@@ -19,9 +17,10 @@ from wakeq.config import Config
 from wakeq.errors import WakeqError
 from wakeq.given_client import GivenClient
 from wakeq.message import Fields, Publish
-from wakeq.publishing import Core, Exchange, Outcome, Steps, Terms, UnconfirmedError, due
+from wakeq.publishing import Core, Exchange, Outcome, Terms, UnconfirmedError, due
 from wakeq.redis_client import Servers, explained
 from wakeq.redis_url import RedisURL
+from wakeq.steps import follow, follow_async
 
 __all__ = ["AsyncPublisher", "Publisher", "UnconfirmedError"]
 
@@ -115,7 +114,7 @@ class Publisher(_Publisher):
         """
         message = _message(stream, body, fields, key)
         terms = Terms(dedup, dedup_window, due(delay, at))
-        return str(self._drive(self._core.publish(message, terms)))
+        return str(follow(self._core.publish(message, terms), self._send))
 
     def publish_many(self, messages: Iterable[Publish], batch: int = 1000) -> list[str]:
         """Publish messages in order, so many at a time, and return their ids.
@@ -127,20 +126,7 @@ class Publisher(_Publisher):
             UnconfirmedError: the connection was lost; its `ids` say what is known.
             WakeqError: Redis refuses one; the text says how many were published.
         """
-        return list(self._drive(self._core.publish_many(messages, batch)))
-
-    def _drive(self, steps: Steps) -> Any:
-        outcome: Outcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as stop:
-                return stop.value
-            if isinstance(step, Exchange):
-                outcome = self._send(step)
-            else:
-                time.sleep(step)
-                outcome = None
+        return list(follow(self._core.publish_many(messages, batch), self._send))
 
     def _send(self, exchange: Exchange) -> Outcome:
         while True:
@@ -184,24 +170,11 @@ class AsyncPublisher(_Publisher):
         """Publish one message and return its id; see `Publisher.publish`."""
         message = _message(stream, body, fields, key)
         terms = Terms(dedup, dedup_window, due(delay, at))
-        return str(await self._drive(self._core.publish(message, terms)))
+        return str(await follow_async(self._core.publish(message, terms), self._send))
 
     async def publish_many(self, messages: Iterable[Publish], batch: int = 1000) -> list[str]:
         """Publish messages and return their ids; see `Publisher.publish_many`."""
-        return list(await self._drive(self._core.publish_many(messages, batch)))
-
-    async def _drive(self, steps: Steps) -> Any:
-        outcome: Outcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as stop:
-                return stop.value
-            if isinstance(step, Exchange):
-                outcome = await self._send(step)
-            else:
-                await asyncio.sleep(step)
-                outcome = None
+        return list(await follow_async(self._core.publish_many(messages, batch), self._send))
 
     async def _send(self, exchange: Exchange) -> Outcome:
         while True:

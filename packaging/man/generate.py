@@ -19,7 +19,8 @@ from pathlib import Path
 import commands
 
 from wakeq import __version__
-from wakeq.config import TABLES, Common
+from wakeq.config import Common
+from wakeq.sections import TABLES
 from wakeq.settings import Setting
 
 HERE = Path(__file__).parent

@@ -273,10 +273,11 @@ def test_says_what_is_known_after_a_lost_connection(redis: RedisServer) -> None:
     def messages() -> Iterator[Publish]:
         for i in range(35):
             if i == 20:  # two batches are confirmed
-                LostReply(publisher, times=1)
+                replies.times = 1
             yield Publish("orders", i)
 
     with Publisher(redis.url) as publisher, pytest.raises(UnconfirmedError) as caught:
+        replies = LostReply(publisher, times=0)
         publisher.publish_many(messages(), batch=10)
     error = caught.value
     assert error.confirmed == 20

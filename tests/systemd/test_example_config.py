@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from wakeq.config import TABLES, Common, Config
+from wakeq.config import Common, Config
 from wakeq.node.timetable import Timetable
+from wakeq.sections import TABLES
 
 EXAMPLES = Path(__file__).parents[2] / "packaging/config"
 

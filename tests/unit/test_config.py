@@ -9,19 +9,10 @@ from typing import Any
 import pytest
 
 from wakeq.backoff import Growth
-from wakeq.config import (
-    TABLES,
-    Common,
-    Config,
-    Consumer,
-    Node,
-    Place,
-    Wakeup,
-    instance_base,
-    read_file,
-)
+from wakeq.config import Common, Config, Consumer, Place, instance_base, read_file
 from wakeq.errors import ConfigError, UsageError
 from wakeq.first_sections import TABLE_NAMES
+from wakeq.sections import TABLES, Node, Wakeup
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from wakeq import __version__, errors
-from wakeq.config import TABLES, Common, Place
+from wakeq.config import Common, Place
+from wakeq.sections import TABLES
 from wakeq.service import shown_default
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def run(*command: object, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command and return its result, standard error within its output."""
     return subprocess.run(
         [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | more, text=True, check=False, timeout=60,
+        env=os.environ | more, text=True, check=False, timeout=300,
     )  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def test_groff_has_nothing_to_say(page: Path) -> None:
 def test_man_shows_it_without_a_warning(page: Path, width: str) -> None:
     result = subprocess.run(
         ["man", "--warnings", "-l", str(page)], capture_output=True, text=True, check=False,
-        env=os.environ | {"MANWIDTH": width, "LC_ALL": "C.UTF-8", "MANROFFSEQ": ""}, timeout=60,
+        env=os.environ | {"MANWIDTH": width, "LC_ALL": "C.UTF-8", "MANROFFSEQ": ""}, timeout=300,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     assert len(result.stdout) > 1000

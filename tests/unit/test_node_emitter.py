@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from wakeq.config import Node
 from wakeq.errors import UnavailableError
 from wakeq.node import emitter as module
 from wakeq.node.emitter import Emitter
 from wakeq.node.timetable import MICRO
+from wakeq.sections import Node
 from wakeq.wire import ServerError
 
 TOKEN = b"7"

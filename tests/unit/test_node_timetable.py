@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from wakeq.config import Node
 from wakeq.errors import ConfigError
 from wakeq.node.source import timestamp
 from wakeq.node.timetable import COUNTED, MICRO, MOST, Plan, Timetable
+from wakeq.sections import Node
 
 HOUR = 3600 * MICRO
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from wakeq.config import Config, Trim
+from wakeq.config import Config
 from wakeq.errors import ConfigError
+from wakeq.sections import Trim
 from wakeq.trim import trimmer as trimmer_module
 from wakeq.trim.finder import is_own
 from wakeq.trim.trimmer import Trimmed, Trimmer

@@ -2,7 +2,7 @@
 
 from wakeq import keys
 from wakeq.bridge.subscription import Subscription
-from wakeq.config import Bridge
+from wakeq.sections import Bridge
 
 
 class Channel:

@@ -2,7 +2,7 @@
 
 from wakeq import journal
 from wakeq.bridge.keeper import Keeper
-from wakeq.config import Bridge
+from wakeq.sections import Bridge
 from wakeq.service import Program, Service, run
 
 PROGRAM = Program(

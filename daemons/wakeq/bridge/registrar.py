@@ -13,11 +13,11 @@ from wakeq.bridge.channel import describe
 from wakeq.bridge.link import Link, Request
 from wakeq.bridge.maker import CHANNEL
 from wakeq.bridge.talk import Run
-from wakeq.config import Bridge
 from wakeq.consumer import process
 from wakeq.errors import BusyError, ConfigError, WakeqError
 from wakeq.message import BODY
 from wakeq.scripts import Script
+from wakeq.sections import Bridge
 from wakeq.wire import Argument
 
 # Longer than any pause of a process that lives; a crash is known by then all the same.

@@ -8,9 +8,9 @@ from wakeq.bridge.crew import Crew
 from wakeq.bridge.holder import Holder
 from wakeq.bridge.link import Link
 from wakeq.bridge.reader import Closed
-from wakeq.config import Bridge
 from wakeq.errors import RefusedError, WakeqError
 from wakeq.loop import Loop
+from wakeq.sections import Bridge
 from wakeq.service import Service
 
 _SAY_SECONDS = 1.0

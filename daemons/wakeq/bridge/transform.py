@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from json.decoder import JSONDecoder, scanstring  # type: ignore[attr-defined]  # undocumented
 from typing import Any
 
-from wakeq.config import Bridge, Consumer
+from wakeq.config import Consumer
 from wakeq.consumer.handler import find
 from wakeq.consumer.program import Runner, in_memory, judge
 from wakeq.errors import ConfigError, TimedOut
 from wakeq.journal import Log
 from wakeq.message import BODY, OWN_PREFIX, Message, encode
+from wakeq.sections import Bridge
 from wakeq.worker import tied
 
 Items = list[bytes]  # field, value, field, value …

@@ -20,9 +20,9 @@ from wakeq.bridge.maker import Maker, Outcome
 from wakeq.bridge.talk import Run
 from wakeq.bridge.transform import load
 from wakeq.bridge.writer import Writer
-from wakeq.config import Bridge
 from wakeq.errors import ConfigError, WakeqError
 from wakeq.scripts import Script
+from wakeq.sections import Bridge
 from wakeq.wire import Argument
 
 # How long a batch is remembered: a worker that is not back by then will not send it again.

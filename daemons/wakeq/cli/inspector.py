@@ -13,14 +13,16 @@ from wakeq import keys
 from wakeq.bridge.channel import describe
 from wakeq.cli import streams
 from wakeq.cli.session import Session
-from wakeq.config import Consumer, Node
+from wakeq.config import Consumer
 from wakeq.errors import EX_CONFIG, ConfigError, UnavailableError, WakeqError
+from wakeq.sections import Node
 
 _IMPORT_SECONDS = 60.0
 # Says what the consumer would say; in the interpreter that the consumer would use.
 _IMPORT = """\
 import sys
-from wakeq.config import Consumer, Node
+from wakeq.config import Consumer
+from wakeq.sections import Node
 from wakeq.consumer.handler import load
 from wakeq.errors import ConfigError
 settings = Consumer()

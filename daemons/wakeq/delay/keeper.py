@@ -10,7 +10,6 @@ import time
 
 from wakeq import journal, keys
 from wakeq.backoff import Backoff
-from wakeq.config import Delay
 from wakeq.delay.agenda import Clock
 from wakeq.delay.link import Link
 from wakeq.delay.promoter import Promoter
@@ -18,6 +17,7 @@ from wakeq.delay.repairer import Repairer
 from wakeq.errors import ConfigError, UnavailableError, WakeqError
 from wakeq.loop import Loop, Timer
 from wakeq.redis_url import RedisURL
+from wakeq.sections import Delay
 from wakeq.service import Service
 from wakeq.settings import format_duration
 from wakeq.wire import ServerError, explain

@@ -1,8 +1,8 @@
 """The executable wakeq-delay: wires its parts to the shared runner."""
 
 from wakeq import journal
-from wakeq.config import Delay
 from wakeq.delay.keeper import Keeper
+from wakeq.sections import Delay
 from wakeq.service import Program, Service, run
 
 PROGRAM = Program("wakeq-delay", "Delivers delayed messages when they are due.", Delay)

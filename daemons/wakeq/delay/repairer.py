@@ -14,7 +14,6 @@ from typing import Any
 
 from wakeq import failpoint, journal, keys
 from wakeq.backoff import Backoff
-from wakeq.config import Delay
 from wakeq.delay.agenda import Agenda, Clock
 from wakeq.delay.failed import BAD, CHANGED, FAILED, READY, FailedMessage
 from wakeq.delay.link import Link
@@ -34,6 +33,7 @@ from wakeq.message import (
     carry,
 )
 from wakeq.scripts import Script
+from wakeq.sections import Delay
 from wakeq.service import NOW, Service
 from wakeq.wire import TRANSIENT, Argument, ServerError, explain
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from wakeq import worker
-from wakeq.config import Delay
 from wakeq.loop import Loop
+from wakeq.sections import Delay
 
 
 class Worker(worker.Worker):

@@ -4,9 +4,8 @@ A call is a generator, as in `publishing`: it yields a Request and gets the repl
 took its place; or it yields a number of seconds to wait, and gets nothing.
 """
 
-import asyncio
-import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import redis
@@ -18,6 +17,7 @@ from wakeq.fanout.rooms import Request
 from wakeq.given_client import GivenClient
 from wakeq.redis_client import Servers, explained, server_error
 from wakeq.redis_url import RedisURL
+from wakeq.steps import follow, follow_async
 from wakeq.wire import ServerError, explain
 
 _REDIRECTS_MOST = 5
@@ -123,19 +123,12 @@ def drive(servers: Any, steps: Steps, carry_out: Callable[[Request], Any] | None
         steps: the generator.
         carry_out: has single requests carried out instead.
     """
-    outcome: Any = None
-    while True:
-        try:
-            step = steps.send(outcome)
-        except StopIteration as stop:
-            return stop.value
-        if isinstance(step, Request):
-            outcome = carry_out(step) if carry_out else _carry_out(servers, step)
-        elif isinstance(step, float):
-            time.sleep(step)  # the pause before another try, in the caller's own thread
-            outcome = None
-        else:
-            outcome = _carry_out_all(servers, step)
+    one = carry_out or partial(_carry_out, servers)
+
+    def do(step: Request | Sequence[Request]) -> Any:
+        return one(step) if isinstance(step, Request) else _carry_out_all(servers, step)
+
+    return follow(steps, do)
 
 
 def _carry_out(servers: Any, request: Request) -> Any:
@@ -163,20 +156,14 @@ async def drive_async(
     servers: Any, steps: Steps, carry_out: Callable[[Request], Awaitable[Any]] | None = None
 ) -> Any:
     """Do what a generator yields, for asyncio; see `drive`."""
-    outcome: Any = None
-    while True:
-        try:
-            step = steps.send(outcome)
-        except StopIteration as stop:
-            return stop.value
+    one = carry_out or partial(_carry_out_async, servers)
+
+    async def do(step: Request | Sequence[Request]) -> Any:
         if isinstance(step, Request):
-            carried_out = carry_out(step) if carry_out else _carry_out_async(servers, step)
-            outcome = await carried_out
-        elif isinstance(step, float):
-            await asyncio.sleep(step)
-            outcome = None
-        else:
-            outcome = await _carry_out_all_async(servers, step)
+            return await one(step)
+        return await _carry_out_all_async(servers, step)
+
+    return await follow_async(steps, do)
 
 
 async def _carry_out_async(servers: Any, request: Request) -> Any:

@@ -3,8 +3,8 @@
 import socket
 
 from wakeq import journal, systemd
-from wakeq.config import Fanout
 from wakeq.fanout.keeper import Keeper
+from wakeq.sections import Fanout
 from wakeq.service import Program, Service, run
 
 PROGRAM = Program(

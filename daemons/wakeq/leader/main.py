@@ -1,8 +1,8 @@
 """The executable wakeq-leader: wires its parts to the shared runner."""
 
 from wakeq import journal
-from wakeq.config import Leader
 from wakeq.leader.keeper import Keeper
+from wakeq.sections import Leader
 from wakeq.service import Program, Service, run
 
 PROGRAM = Program(

@@ -17,11 +17,11 @@ from typing import Any
 
 from wakeq import journal
 from wakeq.backoff import Backoff
-from wakeq.config import Node
 from wakeq.consumer.wakesocket import INHERITED
 from wakeq.errors import EX_CONFIG, EX_NOPERM, EX_USAGE, UnavailableError, WakeqError
 from wakeq.journal import Log
 from wakeq.loop import Loop, Timer
+from wakeq.sections import Node
 from wakeq.service import NOW, Service
 from wakeq.worker import spawn
 

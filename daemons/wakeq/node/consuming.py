@@ -9,12 +9,12 @@ import signal
 
 from wakeq import service
 from wakeq.config import Consumer as Settings
-from wakeq.config import Node
 from wakeq.consumer import interpreter
 from wakeq.consumer.consumer import Consumer
 from wakeq.consumer.handler import load
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.errors import BusyError
+from wakeq.sections import Node
 from wakeq.service import Program, Service
 
 PROGRAM = Program("wakeq-node", "", Node, "NAME")

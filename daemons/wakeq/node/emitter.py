@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 
 from wakeq import failpoint, journal, keys
 from wakeq.backoff import Backoff
-from wakeq.config import Node
 from wakeq.election import Elector
 from wakeq.errors import WakeqError
 from wakeq.journal import Log
@@ -28,6 +27,7 @@ from wakeq.node.link import Link
 from wakeq.node.source import Source
 from wakeq.node.timetable import MICRO, Timetable
 from wakeq.scripts import Script
+from wakeq.sections import Node
 from wakeq.wire import Argument, Reply, ServerError, explain
 
 # A clock of Redis that was set is noticed within this, also while nothing is due.

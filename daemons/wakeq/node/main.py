@@ -1,8 +1,8 @@
 """The executable wakeq-node: wires its parts to the shared runner."""
 
 from wakeq import journal
-from wakeq.config import Node
 from wakeq.node.keeper import Keeper
+from wakeq.sections import Node
 from wakeq.service import Program, Service, run
 
 PROGRAM = Program(

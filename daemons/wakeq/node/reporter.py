@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 from wakeq import keys
-from wakeq.config import Node
 from wakeq.loop import Loop
 from wakeq.node.link import Link
 from wakeq.scripts import Script
+from wakeq.sections import Node
 from wakeq.service import Service
 from wakeq.wire import Reply
 

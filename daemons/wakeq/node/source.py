@@ -11,12 +11,12 @@ from typing import Any
 
 from wakeq import journal
 from wakeq.backoff import Backoff
-from wakeq.config import Node
 from wakeq.errors import ConfigError, UnavailableError
 from wakeq.journal import Log
 from wakeq.loop import Loop, Timer
 from wakeq.message import BODY
 from wakeq.node.timetable import MICRO
+from wakeq.sections import Node
 from wakeq.worker import Worker
 
 # What the process says first.

@@ -7,13 +7,13 @@ stops it. See `takers_taker` for what it does.
 import signal
 
 from wakeq import journal, service
-from wakeq.config import Node
 from wakeq.consumer import interpreter
 from wakeq.consumer.handler import load
 from wakeq.consumer.wakesocket import WakeSocket
 from wakeq.errors import ConfigError
 from wakeq.node.consuming import consumer_settings
 from wakeq.node.takers_taker import Taker
+from wakeq.sections import Node
 from wakeq.service import Program, Service
 
 PROGRAM = Program("wakeq-node", "", Node, "NAME")

@@ -106,7 +106,7 @@ class Drainer:
 
     def leave(self, link: Link) -> None:
         """Put all back that is left, and leave the takers."""
-        self.put_back += self._keeper.leave(link.taking.connection)
+        self.put_back += self._keeper.leave(link.reading.connection)
 
     def _send(self, link: Link) -> None:
         rest, self._rest = self._rest, []

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 
 from wakeq import failpoint, keys
-from wakeq.config import Node
 from wakeq.consumer.channel import Channel
 from wakeq.consumer.lanes import Done
 from wakeq.errors import Held
@@ -20,6 +19,7 @@ from wakeq.node.takers_hand import Hand
 from wakeq.node.takers_keeper import Keeper
 from wakeq.node.takers_reporter import Reporter
 from wakeq.scripts import Script
+from wakeq.sections import Node
 from wakeq.wire import TRANSIENT, Argument, Reply, ServerError
 
 _BATCH = 1000

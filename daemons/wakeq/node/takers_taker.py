@@ -14,7 +14,6 @@ is sent again, and what is in `taken` and not in hand is taken in hand.
 from time import monotonic
 
 from wakeq import failpoint
-from wakeq.config import Node
 from wakeq.consumer.handler import Handler
 from wakeq.consumer.lanes import LOOK_AGAIN_SECONDS, make_lanes
 from wakeq.consumer.limiter import Limiter
@@ -28,6 +27,7 @@ from wakeq.node.takers_keeper import Keeper, clock
 from wakeq.node.takers_link import Link
 from wakeq.node.takers_reporter import Reporter
 from wakeq.scripts import Script
+from wakeq.sections import Node
 from wakeq.selector import Selector
 from wakeq.service import DRAIN, Service
 from wakeq.wire import Argument, Reply, ServerError
@@ -120,7 +120,7 @@ class Taker:
         self.link.on_down = self._on_down
         self.report.in_hand = lambda: self.hand.unfinished
         self.report.busy = lambda: sum(map(bool, self.lanes.current))
-        self.report.connections = lambda: self.link.connections
+        self.report.connections = lambda: self.link.count
         self.report.state = self._state
         self.wake.watch(self.selector, self.report.figures)
         self.selector.register(self.lanes.bell, self._on_rung)
@@ -143,7 +143,7 @@ class Taker:
                 self._go_on()
             self.line.move(self.link.writing, self.keeper.taken)
             self._finish_and_take(now)
-        elif now >= self.link.next_at:
+        elif now >= self.link.reconnect_at:
             self.link.reconnect()
         self.limiter.tick(now)
         if self.drainer.draining:
@@ -159,14 +159,14 @@ class Taker:
         now = monotonic()
         deadline = min(
             self._turned_at + _BLOCK_SECONDS, self._look_at, self.limiter.next_at,
-            self.drainer.next_at, self.report.next_at, self.link.next_at,
+            self.drainer.next_at, self.report.next_at, self.link.reconnect_at,
         )  # fmt: skip
         if self.link.is_up:
             kept = now + self.keeper.next_at - clock()
             deadline = min(deadline, self._flush_at, kept)
             if self._take_at > now:
                 deadline = min(deadline, self._take_at)
-            if not self._waits and self.link.taking.idle:
+            if not self._waits and self.link.reading.idle:
                 deadline = min(deadline, self._search_at)
         for fd in self.selector.wait(max(0.0, deadline - now)):
             # A callback before this one may have given its connection up.
@@ -185,7 +185,7 @@ class Taker:
         ready = self.finisher.has_ready
         room = 0
         if now >= self._search_at and not self._waits:
-            if not self.link.taking.idle:
+            if not self.link.reading.idle:
                 return  # once what it was asked is answered
             self._search()
         if not (self._waits or self.drainer.draining) and now >= self._take_at:
@@ -201,7 +201,7 @@ class Taker:
 
     def _send_finished(self, ready: bool) -> None:
         if ready:
-            channel = self.link.writing if self._waits else self.link.taking
+            channel = self.link.writing if self._waits else self.link.reading
             self.finisher.send(channel)
             channel.flush()
         self._flush_at = NEVER
@@ -211,7 +211,7 @@ class Taker:
     def _ask(self, room: int) -> None:
         """Take messages; wait for one if there were none left the last time."""
         failpoint.hit("before_take")
-        channel = self.link.taking
+        channel = self.link.reading
         self._waits = True
         if self._is_full:
             self._ask_take(room)
@@ -233,7 +233,7 @@ class Taker:
         self.hand.first += room
         names: list[Argument] = [self.source, keeper.taken, keeper.taking, *keeper.others]
         arguments: list[Argument] = [keeper.taker, first, room, _TAKE_BYTES]
-        self.link.taking.run(
+        self.link.reading.run(
             self._take, names, arguments, lambda reply: self._on_taken(first, reply)
         )
 
@@ -246,7 +246,7 @@ class Taker:
         failpoint.hit("after_wait")
         if room and reply is not None:
             self._ask_take(room)
-            self.link.taking.flush()
+            self.link.reading.flush()
         elif room:
             self._waits = False
 
@@ -311,7 +311,7 @@ class Taker:
 
     def _on_up(self) -> None:
         """Join the takers over new connections, and find out what is in hand."""
-        connection = self.link.taking.connection
+        connection = self.link.reading.connection
         if not self.keeper.join(connection):
             self._disown()
         self.hand.begin(int(self.keeper.now_seconds * 1000))
@@ -325,7 +325,7 @@ class Taker:
         """Take in hand what was taken for this process and did not reach it."""
         self._search_at = NEVER
         self._is_full = True  # what a wait has moved is there for the next take
-        connection = self.link.taking.connection
+        connection = self.link.reading.connection
         names = connection.call("HKEYS", self.keeper.taken)
         known = self.hand.messages
         lost = sorted(n for n in map(int, filter(bytes.isdigit, names)) if n not in known)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from wakeq.calendar import Calendar
-from wakeq.config import Node
 from wakeq.errors import ConfigError
+from wakeq.sections import Node
 
 MICRO = 1_000_000
 # So many missed times are made up for in one go, and so many are counted of those that are not: a

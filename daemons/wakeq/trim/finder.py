@@ -1,8 +1,8 @@
 """Finds the streams to be trimmed: those of the registry, and those that patterns name."""
 
 from wakeq import keys
-from wakeq.config import Trim
 from wakeq.redis_client import Servers, errors_explained
+from wakeq.sections import Trim
 
 _SCAN_COUNT = 1000
 

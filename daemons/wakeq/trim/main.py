@@ -1,9 +1,9 @@
 """The executable wakeq-trim: wires its parts to the shared runner."""
 
 from wakeq import journal
-from wakeq.config import Trim
 from wakeq.redis_client import Servers
 from wakeq.redis_url import RedisURL
+from wakeq.sections import Trim
 from wakeq.service import Program, Service, run
 from wakeq.trim.finder import Finder
 from wakeq.trim.sweeper import Sweeper

@@ -8,9 +8,9 @@ of the first, and the trimmer by how long the last ones took.
 import time
 from typing import Any
 
-from wakeq.config import Trim
 from wakeq.redis_client import Servers
 from wakeq.scripts import Script
+from wakeq.sections import Trim
 
 # Entries: of 2000 small ones, freeing takes less than what the script does besides; counting
 # makes a value in Lua of each field.

@@ -11,10 +11,10 @@ import time
 
 from wakeq import journal, keys
 from wakeq.backoff import Backoff
-from wakeq.config import Wakeup
 from wakeq.errors import ConfigError, UnavailableError, WakeqError
 from wakeq.loop import Loop, Timer
 from wakeq.redis_url import RedisURL
+from wakeq.sections import Wakeup
 from wakeq.service import Service
 from wakeq.wakeup.discoverer import Discoverer
 from wakeq.wakeup.lines import Lines

@@ -1,7 +1,7 @@
 """The executable wakeq-wakeup: wires its parts to the shared runner."""
 
 from wakeq import journal
-from wakeq.config import Wakeup
+from wakeq.sections import Wakeup
 from wakeq.service import Program, Service, run
 from wakeq.wakeup.keeper import Keeper
 
