@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
 import socket
@@ -156,7 +157,9 @@ def test_says_that_the_connection_was_refused() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 70, "no-such-host.invalid"])
-def test_says_that_a_host_name_is_none(host: str) -> None:
+def test_says_that_a_host_name_is_none(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookup, flags = _socket.getaddrinfo, _socket.AI_NUMERICHOST  # no name server is asked
+    monkeypatch.setattr(_socket, "getaddrinfo", lambda *given: lookup(*given, 0, flags))
     error = refused(f"redis://{host}")
     assert isinstance(error, UnavailableError)
     assert f"Redis at redis://{host}:6379 cannot be reached: " in str(error)
