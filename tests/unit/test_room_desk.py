@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -357,6 +358,32 @@ def test_one_look_is_due_however_many_say_so() -> None:
     assert office.take(desk, next_ask(desk), office.request(desk, ask), reply)
     wait_until(lambda: office.run_timers() or desk.has_step)
     assert (next_ask(desk).what, len(office._timers)) == ("look", 1)
+
+
+def test_what_fails_for_good_is_asked_ever_less_often_while_all_else_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    office = Office(Core(Server(), 30.0, 0), FanoutTerms(), reports=False)
+    desk = office.desk("r")
+    pauses: list[float] = []
+
+    def note(seconds: float, _desk: Desk, callback: Callable[[], None]) -> None:
+        pauses.append(seconds)
+        callback()
+
+    monkeypatch.setattr(office, "after", note)
+    monkeypatch.setattr("random.uniform", lambda _least, most: most)
+    for _ in range(8):
+        ask = next_ask(desk)
+        office.take(desk, ask, office.request(desk, ask), look(members=[b"a"]))
+        assert desk.next_read() == Ask("read")
+        office.put_back(desk, Ask("read"))
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+
+    desk.next_read()
+    office.take(desk, Ask("read"), office.rooms.read("r", None, None), read(0))
+    office.put_back(desk, Ask("read"))
+    assert pauses[-1] == pytest.approx(0.1)
 
 
 def test_data_that_is_no_json_is_an_error() -> None:

@@ -333,12 +333,11 @@ class AsyncFanoutWorker:
             reply = await drive_async(self._servers, steps, self._carry_out)
         except Exception as error:  # whatever it is, what was asked must be asked again
             self._fail(error)
-            self._office.after(self._backoff.next(), desk, lambda: desk.put_back(ask))
+            self._office.put_back(desk, ask)
             self._news.set()
             return False
         if self._office.take(desk, ask, request, reply):
             self._news.set()
-        self._backoff.reset()
         return True
 
     async def _handle(self, desk: Desk, message: RoomMessage) -> None:

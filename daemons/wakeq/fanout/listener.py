@@ -29,7 +29,6 @@ class Listener:
         ready: set when it listens for the first time, or has ended.
         has_listened: it has, for the first time.
         stopping: `stop` was called.
-        backoff: counts the failures of Redis.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class Listener:
     ) -> None:
         self.ready = threading.Event()
         self.has_listened = self.stopping = False
-        self.backoff = Backoff(0.1, 5.0)
+        self._backoff = Backoff(0.1, 5.0)
         self._office = office
         self._servers = servers
         self._lock = lock
@@ -100,7 +99,7 @@ class Listener:
         except WakeqError as error:
             self.trouble(error)
             self._bell.close()
-            self._sleep(self.backoff.next())
+            self._sleep(self._backoff.next())
 
     def _listen(self) -> None:
         self._bell.connect()
@@ -108,7 +107,7 @@ class Listener:
         # Nothing rang while nobody listened.
         with self._lock:
             self._office.doubt()
-        self.backoff.reset()
+        self._backoff.reset()
         if self._trouble:
             log.warning("Redis at %s answers again", self._servers.url)
             self._trouble = False

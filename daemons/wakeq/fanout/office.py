@@ -10,6 +10,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from wakeq import keys
+from wakeq.backoff import Backoff
 from wakeq.errors import Reject, Retry, WakeqError
 from wakeq.fanout.core import Core
 from wakeq.fanout.delivery import Ask, RoomMessage
@@ -68,6 +69,7 @@ class Office:
         self._timers: list[tuple[float, int, str, Callable[[], None]]] = []
         self._count = 0
         self._broken: set[str] = set()  # rooms with which something is wrong
+        self._pauses: dict[tuple[str, str], Backoff] = {}  # of what failed, by room and what it is
         often = self._timeout_ms / 1000 / _PINGS
         self._every = often if terms.auto_ping or not self.is_alone else _CHECK_SECONDS
 
@@ -123,6 +125,7 @@ class Office:
 
     def take(self, desk: Desk, ask: Ask, request: Request, reply: Any) -> bool:
         """Tell a desk the reply; return whether there is something new to be done at a time."""
+        self._pauses.pop((desk.room, ask.what), None)
         if ask.what == "ack":
             failed = desk.take_ack(ask, reply, request.repeated)
             for client, code in failed:
@@ -147,6 +150,11 @@ class Office:
         self.after(pause, desk, partial(self._check, desk, due))
         return True
 
+    def put_back(self, desk: Desk, ask: Ask) -> None:
+        """Have a desk ask again what was not answered, after a pause that grows with each try."""
+        backoff = self._pauses.setdefault((desk.room, ask.what), Backoff(0.1, 5.0))
+        self.after(backoff.next(), desk, partial(desk.put_back, ask))
+
     @staticmethod
     def _check(desk: Desk, due: float) -> None:
         if desk.checked_at == due:  # else another one came first
@@ -158,6 +166,8 @@ class Office:
         if not desk.is_idle:
             return False
         self._broken.discard(desk.room)
+        for what in ("ack", "look", "read"):
+            self._pauses.pop((desk.room, what), None)
         return self.desks.pop(desk.room, None) is not None
 
     def whether_known(self, room: str) -> Request:

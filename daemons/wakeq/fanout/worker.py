@@ -295,14 +295,12 @@ class FanoutWorker:
         except Exception as error:  # whatever it is, what was asked must be asked again
             self._listener.trouble(error)
             with self._lock:
-                pause = self._listener.backoff.next()
-                self._office.after(pause, desk, lambda: desk.put_back(ask))
+                self._office.put_back(desk, ask)
             self._listener.wake()
             return False
         with self._lock:
             if self._office.take(desk, ask, request, reply):
                 self._listener.wake()
-        self._listener.backoff.reset()
         return True
 
     def _handle(self, desk: Desk, message: RoomMessage) -> None:
