@@ -282,8 +282,8 @@ def test_redis_that_is_lost_meanwhile_is_waited_for(
     try:
         host.fill("orders", 20_000, 20_000)
         daemon = host.start(WAKEQ_FAILPOINT="after_slice:stop@3")
-        wait_until(lambda: is_stopped(daemon.process.pid))
-        assert 1000 < host.client.xlen("orders") < 20_000
+        wait_until(lambda: host.client.xlen("orders") < 20_000 and is_stopped(daemon.process.pid))
+        assert host.client.xlen("orders") > 1000
         server.kill()
         daemon.process.send_signal(signal.SIGCONT)
         daemon.wait_log("Redis was lost")
@@ -299,7 +299,7 @@ def test_redis_that_is_lost_meanwhile_is_waited_for(
 def test_a_stop_ends_it_after_the_slice(host: Host) -> None:
     host.fill("orders", 50_000, 50_000)
     daemon = host.start(WAKEQ_FAILPOINT="after_slice:stop@1")
-    wait_until(lambda: is_stopped(daemon.process.pid))
+    wait_until(lambda: host.client.xlen("orders") < 50_000 and is_stopped(daemon.process.pid))
     daemon.process.terminate()
     daemon.process.send_signal(signal.SIGCONT)
     assert daemon.wait_exit() == 0
