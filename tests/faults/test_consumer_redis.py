@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -76,9 +77,15 @@ def blocked(host: FaultHost) -> bool:
     return any(int(client["flags"].count("b")) for client in host.redis.client_list())
 
 
+def lost_once(process: ConsumerProcess) -> None:
+    """Fail unless the consumer says once that it has lost Redis, and once that it is back."""
+    process.wait_log(BACK)
+    assert process.count(LOST) == process.count(BACK) == 1
+
+
 def refused(process: ConsumerProcess, code: int, *texts: str) -> None:
     """Fail unless the consumer exits with a code and one line of log that says all of this."""
-    assert process.wait_exit(30) == code, process.lines
+    assert process.wait_exit() == code, process.lines
     errors = [line for line in process.lines if "went to sleep" not in line]
     assert len(errors) == 1, process.lines
     for text in texts:
@@ -92,9 +99,9 @@ def test_gives_up_after_the_start_timeout_with_one_line(host: FaultHost) -> None
     host.use()
     host.env["WAKEQ_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}"
     began = time.monotonic()
-    process = host.start("orders", "--start-timeout", "1s")
+    process = host.start("orders", "--start-timeout", "3s")
     assert process.wait_exit() == 69
-    assert time.monotonic() - began > 1
+    assert time.monotonic() - began > 3
     assert process.count("waiting for Redis") == 1
     assert process.count("[error") == 1
     assert len(process.lines) == 2
@@ -156,7 +163,7 @@ def test_stops_at_once_while_redis_is_away(host: FaultHost, own_redis: RedisServ
     process = ready(host)
     own_redis.kill()
     process.wait_log(LOST)
-    assert process.stop(5) == 0
+    assert process.stop(25) == 0  # and does not wait for it, for a minute
 
 
 # -- cut off -----------------------------------------------------------------------------------
@@ -208,13 +215,13 @@ def test_a_half_open_connection_is_noticed_and_replaced(
     proxy.half_open()
     ids = host.fill(5)
     # A read that blocks for 5 s, and 15 s that an answer may take.
-    process.wait_log(LOST, deadline_s=30)
+    process.wait_log(LOST)
     proxy.cut()
     proxy.heal()
     host.check(duplicates=0)
     assert "does not answer" in process.output
     assert set(ids) <= host.handled()
-    assert process.count(LOST) == process.count(BACK) == 1
+    lost_once(process)
 
 
 def test_a_message_that_goes_to_a_connection_that_only_redis_has_yet_is_handled_all_the_same(
@@ -223,12 +230,15 @@ def test_a_message_that_goes_to_a_connection_that_only_redis_has_yet_is_handled_
     host = far_host
     host.use("slow")
     process = ready(host)
-    wait_until(lambda: blocked(host))
-    proxy.cut_unheard()
-    process.wait_log(BACK)
-    # The read that blocks for longer is answered first.
-    lost = host.fill(1)
-    wait_until(lambda: host.pending() == 1)
+    lost: list[str] = []
+    while set(lost) <= host.handled():  # else the old read was over by then
+        wait_until(lambda: blocked(host))
+        found = process.count(BACK)
+        proxy.cut_unheard()
+        process.wait_log(BACK, found + 1)
+        # The read that blocks for longer is answered first.
+        lost = host.fill(1)
+        wait_until(lambda lost=lost: host.pending() == 1 or lost[0] in host.handled())
     with load(host):
         wait_until(lambda: lost[0] in host.handled(), 30)
     host.check(duplicates=0)
@@ -265,28 +275,29 @@ def test_a_pause_of_redis_is_waited_for(host: FaultHost) -> None:
 def test_waits_for_redis_to_load_its_data(
     short_dir: Path, redis_server: Callable[..., RedisServer]
 ) -> None:
-    # Half a millisecond for each command that it loads, and it answers after every 1024.
+    # Half a millisecond for each command that it loads, and it answers after every 1024. That is
+    # long enough for who is to see it, and cut short then.
     server = redis_server("--appendonly", "yes", "--key-load-delay", "500")
     host = FaultHost(short_dir, server)
     try:
         host.use()
         process = ready(host)
         pipeline = host.redis.pipeline()
-        for _ in range(10_000):
+        for _ in range(120_000):
             pipeline.rpush("filler", "x")
         pipeline.execute()
         server.kill()
         starting = threading.Thread(target=server.start)
         starting.start()
         process.wait_log(LOST)
-        wait_until(lambda: is_loading(host))
+        wait_until(lambda: said(server, b"PING").startswith(b"-LOADING"))
         other = host.start("orders:2")
         other.wait_log("waiting for Redis")
+        assert said(server, b"CONFIG SET key-load-delay 0") == b"+OK\r\n"
         starting.join()
         host.fill(5)
         host.check(duplicates=0)
-        wait_until(lambda: process.count(BACK))
-        assert process.count(LOST) == process.count(BACK) == 1
+        lost_once(process)
         assert "LOADING" in other.output
         assert other.stop() == 0
         assert other.count("waiting for Redis") == 1
@@ -294,12 +305,16 @@ def test_waits_for_redis_to_load_its_data(
         host.close()
 
 
-def is_loading(host: FaultHost) -> bool:
-    """Tell whether Redis says that it is loading."""
-    try:
-        return bool(host.redis.info("persistence")["loading"])
-    except redis_py.ConnectionError as error:
-        return isinstance(error, redis_py.BusyLoadingError)
+def said(server: RedisServer, line: bytes) -> bytes:
+    """Return what Redis says to a line, also while it is loading; nothing if it is not up."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        try:
+            connection.connect(str(server.socket_path))
+            connection.sendall(line + b"\r\n")
+            return connection.recv(1000)
+        except OSError:
+            return b""
 
 
 def test_waits_at_a_replica_until_it_is_the_master(host: FaultHost, own_redis: RedisServer) -> None:
@@ -312,7 +327,7 @@ def test_waits_at_a_replica_until_it_is_the_master(host: FaultHost, own_redis: R
     own_redis.client().execute_command("REPLICAOF", "NO", "ONE")
     host.fill(5)
     host.check(duplicates=0)
-    assert process.count(LOST) == process.count(BACK) == 1
+    lost_once(process)
 
 
 def test_gives_up_at_the_start_if_redis_stays_a_replica(
@@ -320,7 +335,7 @@ def test_gives_up_at_the_start_if_redis_stays_a_replica(
 ) -> None:
     host.use()
     own_redis.client().execute_command("REPLICAOF", "127.0.0.1", free_port())
-    process = host.start("orders", "--start-timeout", "1s")
+    process = host.start("orders", "--start-timeout", "3s")
     assert process.wait_exit() == 69
     assert "READONLY" in process.lines[-1]
     assert len(process.lines) == 2
@@ -377,7 +392,7 @@ def test_starts_and_drains_when_redis_is_out_of_memory(host: FaultHost) -> None:
     host.fill(100)
     host.redis.config_set("maxmemory", 1)
     process = host.start()
-    host.wait_handled(100, 10)
+    host.wait_handled(100)
     wait_until(host.settled)
     assert process.stop() == 0
     host.redis.config_set("maxmemory", 0)
@@ -418,7 +433,7 @@ def test_waits_until_redis_can_write_to_its_disk(host: FaultHost, own_redis: Red
     host.redis.config_set("stop-writes-on-bgsave-error", "no")
     host.fill(5)
     host.check(duplicates=0)
-    assert process.count(LOST) == process.count(BACK) == 1
+    lost_once(process)
 
 
 def test_waits_for_a_script_that_keeps_redis_busy(host: FaultHost, own_redis: RedisServer) -> None:
@@ -434,7 +449,7 @@ def test_waits_for_a_script_that_keeps_redis_busy(host: FaultHost, own_redis: Re
     own_redis.client().script_kill()
     endless.join()
     host.check(duplicates=0)
-    assert process.count(LOST) == process.count(BACK) == 1
+    lost_once(process)
 
 
 def run_until_killed(server: RedisServer) -> None:
@@ -494,13 +509,19 @@ def test_a_stream_that_becomes_something_else_is_refused(host: FaultHost) -> Non
 
 # -- emptied under its hands -------------------------------------------------------------------
 
+
+def destroy_both(step: redis_py.client.Pipeline) -> None:
+    """Destroy both groups in one step, so that they are made again in one, too."""
+    for key in (STREAM, RETRY):
+        step.xgroup_destroy(key, GROUP)
+    step.execute()
+
+
 GONE: dict[str, Callable[[redis_py.Redis], object]] = {
     "FLUSHALL": lambda client: client.flushall(),
     "DEL of the stream": lambda client: client.delete(STREAM),
     "XGROUP DESTROY": lambda client: client.xgroup_destroy(STREAM, GROUP),
-    "XGROUP DESTROY of both": lambda client: [
-        client.xgroup_destroy(key, GROUP) for key in (STREAM, RETRY)
-    ],
+    "XGROUP DESTROY of both": lambda client: destroy_both(client.pipeline()),
     "DEL of the retry stream": lambda client: client.delete(RETRY),
 }
 
