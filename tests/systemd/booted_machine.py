@@ -39,6 +39,8 @@ _ENVIRONMENT = {
 }
 # What systemd-nspawn ends with when its system reboots.
 _REBOOT = 133
+# systemd gives what does not end a minute and a half.
+_OFF_SECONDS = 180
 # SIOCSIFFLAGS with IFF_UP: netdevice(7).
 _LOOPBACK_UP = """
 import fcntl, socket, struct
@@ -119,7 +121,7 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.leader or self._process.pid, signal.SIGKILL)
             try:
-                self._process.wait(timeout=20)
+                self._process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -138,7 +140,7 @@ class Machine:
         """Turn it off as an admin would."""
         assert self._process is not None
         self.call("systemctl", "poweroff")
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=_OFF_SECONDS)
         self._process = None
         self.leader = 0
 
@@ -147,13 +149,16 @@ class Machine:
         assert self._process is not None
         self.call("systemctl", "reboot")
         # With --keep-unit it ends, and leaves starting anew to whoever keeps the unit.
-        assert self._process.wait(timeout=60) == _REBOOT, self._console()
+        assert self._process.wait(timeout=_OFF_SECONDS) == _REBOOT, self._console()
         self.start()
 
     def wait_for_boot(self) -> None:
         """Return when all that starts at boot has started."""
-        self.leader = wait_until(self._find_leader, 60, "the container has an init")
-        wait_until(self._has_booted, 60, f"the system has booted; its console: {self._console()}")
+        self.leader = wait_until(self._find_leader, 120, "the container has an init")
+        try:
+            wait_until(self._has_booted, 120, "the system has booted")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its console: {self._console()}") from None
 
     def _console(self) -> str:
         return (self._folder / "console").read_text(errors="replace")[-2000:]
@@ -180,7 +185,7 @@ class Machine:
     # -- what is done in it ----------------------------------------------------------------
 
     def call(
-        self, *command: object, seconds: float = 120, stdin: str = ""
+        self, *command: object, seconds: float = 300, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in it as root and return its result, standard error in its output."""
         return subprocess.run(
@@ -194,7 +199,7 @@ class Machine:
         variables = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
         return [*enter, *variables, *map(str, command)]
 
-    def run(self, *command: object, check: bool = True, seconds: float = 120) -> str:
+    def run(self, *command: object, check: bool = True, seconds: float = 300) -> str:
         """Run a command in it as root and return what it says; with `check` it must succeed."""
         result = self.call(*command, seconds=seconds)
         words = shlex.join(map(str, command))
@@ -206,13 +211,15 @@ class Machine:
         return Path(f"/proc/{self.leader}/root{path}")
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Write one of its files, with the folders above."""
+        """Write one of its files, with the folders above; nobody sees half of it."""
         file = self.path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        file.chmod(mode)
+        new = file.with_name(f".{file.name}.new")
+        new.write_text(text)
+        new.chmod(mode)
+        new.rename(file)
 
-    def systemctl(self, *words: object, check: bool = True, seconds: float = 120) -> str:
+    def systemctl(self, *words: object, check: bool = True, seconds: float = 300) -> str:
         """Run systemctl in it."""
         return self.run("systemctl", *words, check=check, seconds=seconds)
 
@@ -220,22 +227,38 @@ class Machine:
         """Return a property of a unit."""
         return self.systemctl("show", "--property", name, "--value", unit).strip()
 
+    def has(self, unit: str, **properties: str) -> bool:
+        """Tell whether a unit has all these properties at one moment."""
+        said = self.systemctl("show", f"--property={','.join(properties)}", unit).splitlines()
+        return set(said) == {f"{name}={value}" for name, value in properties.items()}
+
     def state(self, unit: str) -> str:
         """Return active, inactive, failed, activating ..."""
         return self.show(unit, "ActiveState")
 
-    def wait_for_state(self, unit: str, state: str, deadline_s: float = 20) -> None:
+    def wait_for_state(self, unit: str, state: str, deadline_s: float = 60) -> None:
         """Wait until a unit is in a state."""
         wait_until(lambda: self.state(unit) == state, deadline_s, f"{unit} is {state}")
 
-    def kill(self, unit: str, name: str = "KILL") -> None:
-        """Send a signal to the main process of a service."""
-        self.systemctl("kill", "--kill-who=main", f"--signal={name}", unit)
+    def kill(self, unit: str) -> None:
+        """Kill the main process of a service, as soon as it has one."""
+        kill = ("systemctl", "kill", "--kill-who=main", "--signal=KILL", unit)
+        wait_until(lambda: self.call(*kill).returncode == 0, message=f"{unit} is killed")
+
+    # journald learns from /proc of what unit a process is that logs by itself, and too late if
+    # it was not run while the process lived: what one of those says is found by its
+    # SYSLOG_IDENTIFIER. What comes by stdout, and from systemd, also by -u.
 
     def journal(self, *matches: str) -> list[dict[str, Any]]:
-        """Return what the journal has, by options and fields of journalctl(1)."""
-        lines = self.run("journalctl", "--quiet", "--output=json", "--all", *matches).splitlines()
+        """Return what was logged up to now, by options and fields of journalctl(1)."""
+        lines = self.log("--output=json", "--all", *matches).splitlines()
         return [json.loads(line) for line in lines]
+
+    def log(self, *matches: str) -> str:
+        """Return what was logged up to now as text, by options and fields of journalctl(1)."""
+        # What was sent to journald before has been written then, however busy it was.
+        self.run("journalctl", "--sync")
+        return self.run("journalctl", "--quiet", *matches)
 
 
 def _children(pid: int) -> list[int]:

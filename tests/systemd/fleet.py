@@ -83,7 +83,7 @@ class Fleet:
         ids = {entry["message_id"] for entry in found}
         return {number for number, each in enumerate(self._published[stream]) if each in ids}
 
-    def wait_until_drained(self, stream: str, deadline_s: float = 60) -> None:
+    def wait_until_drained(self, stream: str, deadline_s: float = 120) -> None:
         """Wait until nothing is left to do for a consumer."""
         wait_until(lambda: self.hub.is_drained(stream), deadline_s, f"{stream} is drained")
 
@@ -107,7 +107,7 @@ class Fleet:
                 if host is not owner
             )
 
-        wait_until(is_so, 60, "one owns the group, all others stand by")
+        wait_until(is_so, 120, "one owns the group, all others stand by")
 
     # -- the record ------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Fleet:
         text = self._record.read_text()
         return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
 
-    def wait_recorded(self, count: int, deadline_s: float = 60) -> None:
+    def wait_recorded(self, count: int, deadline_s: float = 120) -> None:
         """Wait until so many different numbers are recorded, each as the third word."""
         wait_until(
             lambda: len({words[2] for words in self.record()}) >= count,
@@ -124,7 +124,7 @@ class Fleet:
             f"{count} are recorded",
         )
 
-    def wait_recorded_by(self, host: Host, after: int = 0, deadline_s: float = 30) -> None:
+    def wait_recorded_by(self, host: Host, after: int = 0, deadline_s: float = 60) -> None:
         """Wait until a host records something after so many lines."""
         wait_until(
             lambda: any(words[0] == host.name for words in self.record()[after:]),

@@ -63,7 +63,7 @@ class Terminal:
         self._process.wait()
         os.close(self._screen)
 
-    def wait_for(self, pattern: str, deadline_s: float = 30) -> str:
+    def wait_for(self, pattern: str, deadline_s: float = 120) -> str:
         """Wait until something is on the screen, and return it."""
         found = wait_until(lambda: self._find(pattern), deadline_s, f"{pattern!r} after {self!r}")
         return found[0]
@@ -72,7 +72,7 @@ class Terminal:
         """Interrupt what runs."""
         os.write(self._screen, b"\x03")
 
-    def wait_for_end(self, deadline_s: float = 30) -> int:
+    def wait_for_end(self, deadline_s: float = 120) -> int:
         """Wait until the last command has ended, and return its exit code."""
         return int(self.wait_for(r"(?m)(?<=ended with )\d+(?=\r?$)", deadline_s))
 

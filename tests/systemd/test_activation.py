@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wakeq_machine import WAKEUP, WakeqMachine, service, socket
+from wakeq_machine import GO_ON, WAITS, WAKEUP, WakeqMachine, service, socket
 
 from redis_servers import wait_until
 
@@ -13,7 +13,7 @@ def handle(message):
 
 
 def test_a_consumer_lives_from_its_first_message_until_it_is_idle(machine: WakeqMachine) -> None:
-    machine.configure("orders")
+    machine.configure("orders", WAITS)
     machine.enable("orders")
     wait_until(lambda: "1 asleep" in machine.status_text(WAKEUP))
     assert machine.is_asleep("orders")
@@ -21,20 +21,21 @@ def test_a_consumer_lives_from_its_first_message_until_it_is_idle(machine: Wakeq
     machine.run("wakeq", "publish", "orders", "one")
 
     machine.wait_for_handled("orders", "one")
-    assert machine.state(service("orders")) == "active"
-    wait_until(lambda: "1 handled" in machine.systemctl("status", service("orders"), check=False))
+    machine.wait_for_state(service("orders"), "active")
     wait_until(lambda: "1 awake" in machine.status_text(WAKEUP))
+    machine.write(GO_ON, "")
+    wait_until(lambda: "1 handled" in machine.systemctl("status", service("orders"), check=False))
     machine.wait_for_state(service("orders"), "inactive")
     assert machine.show(service("orders"), "Result") == "success"
     assert machine.is_asleep("orders")
-    (slept,) = machine.journal("-u", service("orders"), "WAKEQ_STREAM=orders")
+    (slept,) = machine.journal("SYSLOG_IDENTIFIER=wakeq-consumer", "WAKEQ_STREAM=orders")
     assert (slept["MESSAGE"], slept["WAKEQ_HANDLED"]) == ("consumer went to sleep", "1")
-    assert (slept["WAKEQ_GROUP"], slept["SYSLOG_IDENTIFIER"]) == ("orders", "wakeq-consumer")
+    assert slept["WAKEQ_GROUP"] == "orders"
     wait_until(lambda: "1 asleep" in machine.status_text(WAKEUP))
 
 
 def test_one_message_can_be_followed_in_the_journal(machine: WakeqMachine) -> None:
-    machine.configure("orders", FAILS)
+    machine.configure("orders", FAILS, idle_timeout="10min")
     machine.enable("orders")
 
     ids = machine.publish("orders", "tea", "milk")
@@ -50,7 +51,7 @@ def test_one_message_can_be_followed_in_the_journal(machine: WakeqMachine) -> No
 
 
 def test_the_journal_explains_what_happened(machine: WakeqMachine) -> None:
-    machine.configure("orders", FAILS)
+    machine.configure("orders", FAILS, idle_timeout="10min")
     machine.enable("orders")
     message_id, another_id = machine.publish("orders", "tea", "milk")
     wait_until(lambda: machine.journal(f"WAKEQ_MESSAGE_ID={another_id}", "WAKEQ_ATTEMPT=1"))
@@ -72,8 +73,7 @@ def test_the_journal_explains_what_happened(machine: WakeqMachine) -> None:
 
 def test_instances_come_with_the_backlog_and_go(machine: WakeqMachine) -> None:
     names = ["orders:1", "orders:2", "orders:3", "orders:4"]
-    slow = "import time\n\ndef handle(message):\n    time.sleep(0.02)\n"
-    machine.configure("orders", slow, "scale_lag = 100\nprefetch = 10")
+    machine.configure("orders", WAITS, "scale_lag = 100\nprefetch = 10")
     machine.enable(*names)
 
     with machine.redis() as client:
@@ -83,11 +83,12 @@ def test_instances_come_with_the_backlog_and_go(machine: WakeqMachine) -> None:
         pipeline.execute()
 
     wait_until(
-        lambda: all(machine.state(service(name)) == "active" for name in names), 30, "all awake"
+        lambda: all(machine.state(service(name)) == "active" for name in names), 120, "all awake"
     )
-    wait_until(lambda: machine.is_drained("orders"), 40)
+    machine.write(GO_ON, "")
+    wait_until(lambda: machine.is_drained("orders"))
     for name in names:
-        wait_until(lambda name=name: machine.is_asleep(name), 20, f"{name} sleeps")
+        wait_until(lambda name=name: machine.is_asleep(name), message=f"{name} sleeps")
 
 
 def test_two_hundred_sleepers_cost_no_process(machine: WakeqMachine) -> None:
@@ -95,7 +96,7 @@ def test_two_hundred_sleepers_cost_no_process(machine: WakeqMachine) -> None:
     for name in names:
         machine.configure(name)
     machine.enable(*names)
-    wait_until(lambda: "200 asleep" in machine.status_text(WAKEUP), 30)
+    wait_until(lambda: "200 asleep" in machine.status_text(WAKEUP))
     assert machine.call("pgrep", "-f", "wakeq-consumer").returncode == 1
 
     for name in names[::40]:
@@ -103,6 +104,6 @@ def test_two_hundred_sleepers_cost_no_process(machine: WakeqMachine) -> None:
 
     for name in names[::40]:
         machine.wait_for_handled(name, "hello")
-    wait_until(lambda: "200 asleep" in machine.status_text(WAKEUP), 30)
+    wait_until(lambda: "200 asleep" in machine.status_text(WAKEUP))
     assert machine.systemctl("--failed", "--plain", "--no-legend").strip() == ""
     assert all(machine.state(socket(name)) == "active" for name in names[::40])

@@ -31,8 +31,8 @@ def length(machine: WakeqMachine, key: str) -> int:
 def test_delivers_what_is_published_with_a_delay(machine: WakeqMachine) -> None:
     start(machine)
     machine.run("wakeq", "publish", "orders", "x", "--delay", "500ms")
-    wait_until(lambda: length(machine, "orders") == 1, 30, "it was delivered")
-    wait_until(lambda: "1 moved" in machine.show(SERVICE, "StatusText"), 30, "it says so")
+    wait_until(lambda: length(machine, "orders") == 1, message="it was delivered")
+    wait_until(lambda: "1 moved" in machine.status_text(SERVICE), message="it says so")
 
 
 def test_a_repair_runs_in_its_sandbox(machine: WakeqMachine) -> None:
@@ -41,11 +41,11 @@ def test_a_repair_runs_in_its_sandbox(machine: WakeqMachine) -> None:
     start(machine)
     with machine.redis() as client:
         client.eval(FAIL, 2, "wakeq:{orders}:delayed", "wakeq:{orders}:delayed:data")
-    wait_until(lambda: length(machine, "wakeq:{orders}:retry:g") == 1, 30, "it was repaired")
+    wait_until(lambda: length(machine, "wakeq:{orders}:retry:g") == 1, message="it was repaired")
     with machine.redis() as client:
         ((_, fields),) = client.xrange("wakeq:{orders}:retry:g")
     assert fields["body"] == "better"
-    assert "looked at 7-0" in machine.run("journalctl", "--output=cat", "-u", SERVICE)
+    assert "looked at 7-0" in machine.log("--output=cat", "-u", SERVICE)
 
 
 def test_it_hangs_on_the_target(machine: WakeqMachine) -> None:
@@ -53,7 +53,7 @@ def test_it_hangs_on_the_target(machine: WakeqMachine) -> None:
     machine.systemctl("start", "wakeq.target")
     assert machine.state(SERVICE) == "active"
     machine.systemctl("stop", "wakeq.target")
-    wait_until(lambda: machine.state(SERVICE) == "inactive", 30, "it has stopped")
+    wait_until(lambda: machine.state(SERVICE) == "inactive", message="it has stopped")
 
 
 def test_a_wrong_repair_is_said_once_and_not_tried_again(machine: WakeqMachine) -> None:
@@ -61,6 +61,6 @@ def test_a_wrong_repair_is_said_once_and_not_tried_again(machine: WakeqMachine) 
     assert machine.call("systemctl", "start", SERVICE).returncode != 0
     assert machine.show(SERVICE, "ExecMainStatus") == "78"
     assert machine.show(SERVICE, "NRestarts") == "0"
-    log = machine.run("journalctl", "--output=cat", "-u", SERVICE)
+    log = machine.log("--output=cat", "SYSLOG_IDENTIFIER=wakeq-delay")
     assert "No module named 'no_such'" in log
     assert "Traceback" not in log

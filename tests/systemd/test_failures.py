@@ -6,6 +6,7 @@ import pytest
 from wakeq_machine import PRINTS, WAKEUP, Load, WakeqMachine, service, socket
 
 from redis_servers import wait_until
+from wakeq import journal
 
 # As a library would that is not made for this processor.
 CRASHES = "import os, signal\n\nos.kill(os.getpid(), signal.SIGSEGV)\n"
@@ -29,16 +30,16 @@ def test_a_handler_that_crashes_at_each_start_heals_when_it_is_mended(
     machine.enable("orders")
     machine.publish("orders", "one")
     # Longer than the ten seconds in which systemd counts starts.
-    wait_until(lambda: int(machine.show(service("orders"), "NRestarts")) >= 4, 40)
+    wait_until(lambda: int(machine.show(service("orders"), "NRestarts")) >= 4, 120)
     assert machine.show(service("orders"), "Result") != "start-limit-hit"
     assert machine.state(socket("orders")) == "active"
     wait_until(lambda: "1 backing off" in machine.status_text(WAKEUP))
 
     machine.configure("orders", PRINTS)
 
-    machine.wait_for_handled("orders", "one", deadline_s=30)
+    machine.wait_for_handled("orders", "one")
     wait_until(lambda: machine.is_asleep("orders"))
-    backed_off = machine.journal("-u", WAKEUP, "--priority=warning")
+    backed_off = machine.journal(f"MESSAGE_ID={journal.CONSUMER_BACKED_OFF}")
     assert len(backed_off) == 1, "said once, not for each try"
 
 
@@ -48,9 +49,9 @@ def test_a_handler_that_cannot_be_imported_exits_78_and_heals_when_it_is_mended(
     machine.configure("orders", "import there_is_no_such_module\n")
     machine.enable("orders")
     machine.publish("orders", "one")
-    machine.wait_for_state(service("orders"), "failed")
-    assert machine.show(service("orders"), "ExecMainStatus") == "78"
-    entry = machine.journal("-u", service("orders"), "SYSLOG_IDENTIFIER=wakeq-consumer")[0]
+    # Again and again, whenever it is woken.
+    wait_until(lambda: machine.has(service("orders"), ActiveState="failed", ExecMainStatus="78"))
+    entry = machine.journal("SYSLOG_IDENTIFIER=wakeq-consumer")[0]
     assert "there_is_no_such_module" in entry["MESSAGE"]
     assert (entry["PRIORITY"], "Traceback" in entry["MESSAGE"]) == ("3", False)
     wait_until(lambda: "1 backing off" in machine.status_text(WAKEUP))
@@ -58,7 +59,7 @@ def test_a_handler_that_cannot_be_imported_exits_78_and_heals_when_it_is_mended(
 
     machine.configure("orders", PRINTS)
 
-    machine.wait_for_handled("orders", "one", deadline_s=40)
+    machine.wait_for_handled("orders", "one")
     wait_until(lambda: machine.is_asleep("orders"))
 
 
@@ -71,18 +72,19 @@ def test_a_wrong_configuration_is_one_clear_line_and_heals_when_it_is_mended(
     machine.systemctl("start", service("orders"), check=False)
     assert machine.state(service("orders")) == "failed"
     assert machine.show(service("orders"), "ExecMainStatus") == "78"
-    (entry,) = machine.journal("-u", service("orders"), "SYSLOG_IDENTIFIER=wakeq-consumer")
+    (entry,) = machine.journal("SYSLOG_IDENTIFIER=wakeq-consumer")
     assert entry["MESSAGE"] == (
         "/etc/wakeq/consumers/orders.toml: unknown setting 'concurency'"
         " (did you mean 'concurrency'?)"
     )
     assert machine.state(socket("orders")) == "active"
-    (told,) = machine.journal("-u", WAKEUP, "--priority=warning")
+    warnings = ("SYSLOG_IDENTIFIER=wakeq-wakeup", "--priority=warning")
+    (told,) = wait_until(lambda: machine.journal(*warnings))
     assert "concurency" in str(told)
 
     machine.configure("orders")
 
-    machine.wait_for_handled("orders", "one", deadline_s=40)
+    machine.wait_for_handled("orders", "one")
     wait_until(lambda: machine.is_asleep("orders"))
 
 
@@ -90,37 +92,35 @@ def test_the_watchdog_ends_a_stuck_consumer_and_its_successor_handles_the_messag
     machine: WakeqMachine,
 ) -> None:
     machine.configure("orders", HANGS)
-    machine.drop_in(service("orders"), "[Service]\nWatchdogSec=3s\n")
+    machine.drop_in(service("orders"), "[Service]\nWatchdogSec=6s\n")
     machine.write("/srv/hang", "")
     machine.enable("orders")
     machine.publish("orders", "one")
-    wait_until(lambda: machine.journal("-u", service("orders"), "MESSAGE=hanging"))
-    stuck = machine.show(service("orders"), "MainPID")
+    stuck = wait_until(lambda: machine.journal("-u", service("orders"), "MESSAGE=hanging"))
 
     machine.path("/srv/hang").unlink()
 
-    machine.wait_for_handled("orders", "one", deadline_s=40)
-    assert machine.show(service("orders"), "MainPID") != stuck
+    machine.wait_for_handled("orders", "one")
+    (handled,) = machine.journal("-u", service("orders"), "MESSAGE=handled one")
+    assert handled["_PID"] != stuck[0]["_PID"]
     said = machine.journal("-u", service("orders"), "UNIT_RESULT=watchdog")
     assert said, "systemd says that it was the watchdog"
-    assert machine.handled("orders") == ["one"]
 
 
 def test_nothing_is_lost_when_each_is_killed_in_turn(machine: WakeqMachine) -> None:
-    machine.configure("orders")
+    machine.configure("orders", settings="prefetch = 10")
     machine.enable("orders")
     kills = 0
     with Load(machine, "orders") as load:
         for unit in (service("orders"), WAKEUP, "redis-server.service") * 2:
             load.go_on_handled(20)
-            # Also while its predecessor's successor is still on its way.
-            wait_until(lambda unit=unit: machine.show(unit, "MainPID") != "0", 20)
             machine.kill(unit)
             kills += 1
         load.go_on_handled(20)
     load.wait_until_handled()
     repeated = len(machine.handled("orders")) - len(set(machine.handled("orders")))
-    assert repeated <= 20 * kills
+    # What was read, and what was handled and not acknowledged yet.
+    assert repeated <= 2 * 10 * kills
     machine.wait_for_state(WAKEUP, "active")
     wait_until(lambda: machine.is_asleep("orders"))
 
@@ -133,8 +133,9 @@ def test_nothing_is_lost_when_a_consumer_is_stopped_restarted_and_reloaded(
     with Load(machine, "orders") as load:
         for verb in ("reload", "restart", "stop"):
             load.go_on_handled(20)
-            machine.wait_for_state(service("orders"), "active")
-            machine.systemctl(verb, service("orders"))
+            command = ("systemctl", verb, service("orders"))
+            # What sleeps cannot be reloaded.
+            wait_until(lambda command=command: machine.call(*command).returncode == 0)
         for verb in ("reload", "restart"):
             load.go_on_handled(20)
             machine.systemctl(verb, WAKEUP)
@@ -179,4 +180,4 @@ def test_all_of_wakeq_stops_at_once(machine: WakeqMachine, unit: str) -> None:
     # systemctl does not wait for the parts of a target.
     wait_until(lambda: machine.call("pgrep", "-u", "wakeq").returncode == 1)
     if unit == "wakeq.target":
-        assert machine.state(socket("orders")) == "inactive"
+        machine.wait_for_state(socket("orders"), "inactive")

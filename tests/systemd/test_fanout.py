@@ -37,7 +37,7 @@ def test_it_is_there_while_somebody_is_connected(machine: WakeqMachine) -> None:
             client.done("ack", room="r", id=sent)
             assert machine.state(SERVICE) == "active"
             wait_until(lambda: machine.status_text(SERVICE) == "1 connections, 1 clients in rooms")
-        wait_until(lambda: machine.state(SERVICE) == "inactive", 30, "it has ended")
+        wait_until(lambda: machine.state(SERVICE) == "inactive", message="it has ended")
 
     assert machine.show(SERVICE, "Result") == "success"
     assert machine.state(SOCKET) == "active"
@@ -75,4 +75,4 @@ def test_it_hangs_on_the_target(machine: WakeqMachine) -> None:
     machine.systemctl("start", "wakeq.target")
     assert machine.state(SOCKET) == "active"
     machine.systemctl("stop", "wakeq.target")
-    assert machine.state(SOCKET) == "inactive"
+    machine.wait_for_state(SOCKET, "inactive")  # systemctl does not wait for the parts

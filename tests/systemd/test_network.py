@@ -48,12 +48,12 @@ def connections(server: Host, client: Host) -> list[str]:
 
 def test_a_link_is_cut_and_healed(pair: list[Host]) -> None:
     server, client = pair
-    assert reaches(client, server)
+    wait_until(lambda: reaches(client, server), message="it is reached")
     for lose in (server.cut, client.cut, server.deafen, client.deafen):
         lose()
         assert not reaches(client, server)
         lose.__self__.heal()
-        wait_until(lambda: reaches(client, server), 20, "it is reached again")
+        wait_until(lambda: reaches(client, server), message="it is reached again")
 
 
 def test_nothing_leads_out_of_it(pair: list[Host]) -> None:
@@ -68,7 +68,7 @@ def test_nobody_hears_of_it_when_a_host_loses_its_power(pair: list[Host]) -> Non
     server, client = pair
     listen = f"redis-cli -h {server.address} subscribe news"
     client.run("systemd-run", "--quiet", "sh", "-c", listen)
-    wait_until(lambda: connections(server, client), 20, "it listens")
+    wait_until(lambda: connections(server, client), message="it listens")
 
     client.kill_all()
 
@@ -76,7 +76,9 @@ def test_nobody_hears_of_it_when_a_host_loses_its_power(pair: list[Host]) -> Non
     client.start()
     # What is sent now is answered by a kernel that knows nothing of it.
     with server.redis() as redis:
-        wait_until(lambda: redis.publish("news", "x") == 0, 20, "it is seen that nobody is there")
+        wait_until(
+            lambda: redis.publish("news", "x") == 0, message="it is seen that nobody is there"
+        )
 
 
 def test_all_ends_with_the_process_that_began_it(
@@ -90,4 +92,4 @@ def test_all_ends_with_the_process_that_began_it(
         init = Path("/proc", process.stdout.readline().strip())
         assert (init / "comm").read_text() == "systemd\n"
         process.kill()
-    wait_until(lambda: not init.exists(), 20, "the machine has ended")
+    wait_until(lambda: not init.exists(), message="the machine has ended")

@@ -63,7 +63,7 @@ def test_delayed_and_failed_messages_come_once_while_hosts_come_and_go(fleet: Fl
 
     attempts = Counter({(str(number), "1"): 1 for number in range(MESSAGES)})
     attempts.update({(str(number), "2"): 1 for number in range(0, MESSAGES, 3)})
-    wait_until(lambda: len(fleet.record()) >= attempts.total(), 60, "all were delivered")
+    wait_until(lambda: len(fleet.record()) >= attempts.total(), 120, "all were delivered")
     fleet.wait_until_drained("orders")
     assert Counter((words[2], words[3]) for words in fleet.record()) == attempts
     assert fleet.redis.zcard(keys.delayed("orders")) == 0

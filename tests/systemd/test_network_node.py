@@ -46,15 +46,15 @@ def leader(fleet: Fleet) -> Host:
         found = emissions(fleet)
         return who if found and found[-1][0] == int(token) else None
 
-    who = wait_until(emits, 30, "the leader emits")
+    who = wait_until(emits, message="the leader emits")
     return fleet.hosts[who.partition("/")[0]]
 
 
 def wait_for_another(fleet: Fleet, before: Host) -> None:
     """Wait until another host leads, and the third one handles what it emits."""
-    wait_until(lambda: leader(fleet) is not before, 40, "another host leads")
+    wait_until(lambda: leader(fleet) is not before, 120, "another host leads")
     last = emissions(fleet)[-1][2]
-    wait_until(lambda: recorded(fleet, last), 30, "it is handled")
+    wait_until(lambda: recorded(fleet, last), message="it is handled")
 
 
 def recorded(fleet: Fleet, *bodies: str) -> bool:
@@ -62,12 +62,11 @@ def recorded(fleet: Fleet, *bodies: str) -> bool:
     return set(bodies) <= {" ".join(line[2:]) for line in fleet.record()}
 
 
-def wait_for_follower(host: Host, leader: Host) -> None:
-    """Wait until a host follows another one."""
+def wait_for_follower(fleet: Fleet, host: Host) -> None:
+    """Wait until a host follows the one that leads."""
     wait_until(
-        lambda: f"follower, {leader.name}/" in host.status_text(SERVICE),
-        40,
-        f"{host.name} follows",
+        lambda: f"follower, {leader(fleet).name}/" in host.status_text(SERVICE),
+        message=f"{host.name} follows",
     )
 
 
@@ -82,9 +81,9 @@ def test_each_emission_comes_once_and_is_handled_once_while_leaders_are_lost(
             lost.start()
         else:
             lost.heal()
-        wait_for_follower(lost, leader(fleet))
+        wait_for_follower(fleet, lost)
     bodies = [body for _, _, body in emissions(fleet)]
-    wait_until(lambda: recorded(fleet, *bodies), 30, "all is handled")
+    wait_until(lambda: recorded(fleet, *bodies), 120, "all is handled")
     for host in fleet.hosts.values():
         host.systemctl("stop", SERVICE)
 

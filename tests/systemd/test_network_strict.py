@@ -18,9 +18,9 @@ def handle(message):
     with open("{SHARED}/pause") as file:
         time.sleep(float(file.read()))
 """
-SETTINGS = 'order = "strict"\nlease = "5s"\n'
+SETTINGS = 'order = "strict"\nlease = "8s"\n'
 # Less than what anybody but who stands by could take over after, by a re-check.
-TAKES_OVER_S = 30
+TAKES_OVER_S = 45
 
 
 @pytest.fixture
@@ -85,8 +85,10 @@ def test_order_is_kept_when_the_host_that_is_at_it_loses_its_power(fleet: Fleet)
         fleet.wait_recorded(fleet.redis.xlen(NAME) - 600)
         lines = len(fleet.record())
 
-        killed.kill_all()
+        killed.cut()
+        # At once, before the next one has taken it over and acknowledged it.
         unacknowledged |= fleet.pending(NAME)
+        killed.kill_all()
         fleet.publish(NAME, 300)
 
         fleet.wait_recorded_by(next_one, lines, TAKES_OVER_S)
@@ -105,7 +107,9 @@ def test_order_is_kept_when_the_host_that_is_at_it_loses_its_network(fleet: Flee
         fleet.wait_until_drained(NAME)
         pause(fleet, 0.1)
         fleet.publish(NAME, 1000)
-        wait_until(lambda: len(fleet.pending(NAME)) >= 100, 30, "it has much in hand")
+        in_hand = wait_until(lambda: fleet.pending(NAME), message="it has much in hand")
+        # How much, the machine decides by how busy it is: for two leases in any case.
+        pause(fleet, max(0.1, 16 / len(in_hand)))
         lost = owner(fleet)
         lines = len(fleet.record())
 
@@ -121,7 +125,7 @@ def test_order_is_kept_when_the_host_that_is_at_it_loses_its_network(fleet: Flee
 
 
 def test_a_host_that_stops_hands_over_at_once(fleet: Fleet) -> None:
-    begin(fleet, settings=SETTINGS.replace("5s", "10min"))
+    begin(fleet, settings=SETTINGS.replace("8s", "10min"))
     for _ in range(2):
         stopped = owner(fleet)
         fleet.publish(NAME, 500)
@@ -129,6 +133,7 @@ def test_a_host_that_stops_hands_over_at_once(fleet: Fleet) -> None:
         lines = len(fleet.record())
 
         stopped.systemctl("stop", socket(NAME), service(NAME))
+        fleet.publish(NAME, 100)
 
         # Nobody waits for a lease of ten minutes.
         fleet.wait_recorded_by(other(fleet, stopped), lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from wakeq_machine import WAKEUP, WakeqMachine, service
+from wakeq_machine import GO_ON, WAITS, WAKEUP, WakeqMachine, service
 
 from redis_servers import wait_until
 
@@ -24,7 +24,7 @@ def test_the_password_for_redis_is_a_credential(machine: WakeqMachine) -> None:
 
     machine.wait_for_handled("orders", "secret")
     # In nobody's sight.
-    assert PASSWORD not in machine.run("journalctl", "--quiet", "--all", "--output=verbose")
+    assert PASSWORD not in machine.log("--all", "--output=verbose")
     pid = machine.show(WAKEUP, "MainPID")
     assert PASSWORD not in machine.run("cat", f"/proc/{pid}/environ", f"/proc/{pid}/cmdline")
 
@@ -36,7 +36,7 @@ def test_without_its_password_it_says_so(machine: WakeqMachine) -> None:
 
     machine.systemctl("start", WAKEUP, check=False)
 
-    (entry,) = machine.journal("-u", WAKEUP, "SYSLOG_IDENTIFIER=wakeq-wakeup", "PRIORITY=3")
+    (entry,) = machine.journal("SYSLOG_IDENTIFIER=wakeq-wakeup", "PRIORITY=3")
     assert "NOAUTH" in entry["MESSAGE"] or "password" in entry["MESSAGE"]
 
 
@@ -91,7 +91,7 @@ def handle(message):
 def test_it_works_with_valkey(machine: WakeqMachine) -> None:
     machine.systemctl("disable", "--now", "redis-server")
     machine.start_redis("valkey")
-    machine.configure("orders")
+    machine.configure("orders", WAITS)
     machine.enable("orders")
 
     machine.publish("orders", "one")
@@ -99,11 +99,13 @@ def test_it_works_with_valkey(machine: WakeqMachine) -> None:
     machine.kill(service("orders"))
     machine.kill(WAKEUP)
     machine.kill("valkey-server.service")
-    wait_until(lambda: machine.state("valkey-server.service") == "active")
+    again = {"ActiveState": "active", "NRestarts": "1"}
+    wait_until(lambda: machine.has("valkey-server.service", **again))
     wait_until(lambda: machine.call("valkey-cli", "ping").stdout == "PONG\n")
+    machine.write(GO_ON, "")
     machine.publish("orders", "two")
 
-    machine.wait_for_handled("orders", "two", deadline_s=40)
+    machine.wait_for_handled("orders", "two")
     wait_until(lambda: machine.is_asleep("orders"))
     assert '"redis":"Valkey ' in machine.run("wakeq", "status", "--json")
 

@@ -34,11 +34,11 @@ def test_the_timer_has_streams_trimmed(machine: WakeqMachine) -> None:
 
     machine.systemctl("enable", "--quiet", "--now", TIMER)
 
-    wait_until(lambda: length(machine, "orders") == 1000, 30, "orders was trimmed")
+    wait_until(lambda: length(machine, "orders") == 1000, message="orders was trimmed")
     machine.systemctl("stop", TIMER)
-    wait_until(lambda: machine.state(SERVICE) == "inactive", 30, "it has ended")
+    wait_until(lambda: machine.state(SERVICE) == "inactive", message="it has ended")
     assert machine.show(SERVICE, "Result") == "success"
-    (entry,) = machine.journal("-u", SERVICE, "WAKEQ_STREAM=orders")
+    (entry,) = machine.journal("SYSLOG_IDENTIFIER=wakeq-trim", "WAKEQ_STREAM=orders")
     assert (entry["WAKEQ_REMOVED"], entry["WAKEQ_LEFT"]) == ("500", "1000")
 
 
@@ -47,7 +47,7 @@ def test_it_hangs_on_the_target(machine: WakeqMachine) -> None:
     machine.systemctl("start", "wakeq.target")
     assert machine.state(TIMER) == "active"
     machine.systemctl("stop", "wakeq.target")
-    assert machine.state(TIMER) == "inactive"
+    machine.wait_for_state(TIMER, "inactive")  # systemctl does not wait for the parts
 
 
 def test_without_redis_it_fails_and_says_why(machine: WakeqMachine) -> None:
@@ -55,4 +55,4 @@ def test_without_redis_it_fails_and_says_why(machine: WakeqMachine) -> None:
     machine.write("/etc/wakeq/wakeq.toml", 'start_timeout = "1s"\n')
     assert machine.call("systemctl", "start", SERVICE).returncode != 0
     assert machine.show(SERVICE, "ExecMainStatus") == "69"
-    assert "cannot be reached" in machine.run("journalctl", "--output=cat", "-u", SERVICE)
+    assert "cannot be reached" in machine.log("SYSLOG_IDENTIFIER=wakeq-trim")

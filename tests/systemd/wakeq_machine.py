@@ -18,6 +18,16 @@ PRINTS = """
 def handle(message):
     print("handled", message.text(), flush=True)
 """
+# The same, and it is not done before somebody says so: `write(GO_ON, "")`.
+GO_ON = "/srv/go-on"
+WAITS = f"""
+import os, time
+
+def handle(message):
+    print("handled", message.text(), flush=True)
+    while not os.path.exists("{GO_ON}"):
+        time.sleep(0.01)
+"""
 WAKEUP = "wakeq-wakeup.service"
 _SERVERS = {"redis": "/run/redis/redis-server.sock", "valkey": "/run/valkey/valkey-server.sock"}
 
@@ -56,7 +66,7 @@ class WakeqMachine(Machine):
     def install(self, package: Path) -> str:
         """Install a package as an admin would, without a network, and return what is said."""
         self.path("/root/new.deb").write_bytes(package.read_bytes())
-        return self.run("apt-get", "install", "--yes", "--quiet=2", "/root/new.deb")
+        return self.run("apt-get", "install", "--yes", "--quiet=2", "/root/new.deb", seconds=600)
 
     # -- Redis -----------------------------------------------------------------------------
 
@@ -74,7 +84,7 @@ class WakeqMachine(Machine):
         """Return a client of its server; to be closed."""
         return redis.Redis(
             unix_socket_path=str(self.path(_SERVERS[self.server])),
-            socket_timeout=10,
+            socket_timeout=60,
             decode_responses=True,
         )
 
@@ -82,7 +92,7 @@ class WakeqMachine(Machine):
         """Return a bare connection to its server; to be closed."""
         connection = socket_module.socket(socket_module.AF_UNIX)
         try:
-            connection.settimeout(10)
+            connection.settimeout(60)
             connection.connect(str(self.path(_SERVERS[self.server])))
         except OSError:
             connection.close()
@@ -106,10 +116,12 @@ class WakeqMachine(Machine):
 
     # -- consumers -------------------------------------------------------------------------
 
-    def configure(self, name: str, handler: str = PRINTS, settings: str = "") -> None:
+    def configure(
+        self, name: str, handler: str = PRINTS, settings: str = "", idle_timeout: str = "2.5s"
+    ) -> None:
         """Write a consumer's configuration and its handler."""
         self.write(f"/srv/{name}.py", handler)
-        text = f'handler = "/srv/{name}.py:handle"\nidle_timeout = "2.5s"\n{settings}\n'
+        text = f'handler = "/srv/{name}.py:handle"\nidle_timeout = "{idle_timeout}"\n{settings}\n'
         self.write(f"/etc/wakeq/consumers/{name}.toml", text)
 
     def enable(self, *names: str) -> None:
@@ -123,10 +135,10 @@ class WakeqMachine(Machine):
 
     def handled(self, name: str) -> list[str]:
         """Return the body of each message that a consumer's handler printed, in order."""
-        lines = self.run("journalctl", "--quiet", "--output=cat", "-u", service(name)).splitlines()
+        lines = self.log("--output=cat", "-u", service(name)).splitlines()
         return [line.removeprefix("handled ") for line in lines if line.startswith("handled ")]
 
-    def wait_for_handled(self, name: str, *bodies: object, deadline_s: float = 20) -> None:
+    def wait_for_handled(self, name: str, *bodies: object, deadline_s: float = 120) -> None:
         """Wait until these messages have been handled, with others or without."""
         wanted = set(map(str, bodies))
         wait_until(
@@ -177,17 +189,17 @@ class Load:
     def go_on(self, count: int = 50) -> None:
         """Wait until so many more messages were taken."""
         wanted = len(self.taken) + count
-        wait_until(lambda: len(self.taken) >= wanted, 30, f"{count} more were published")
+        wait_until(lambda: len(self.taken) >= wanted, 60, f"{count} more were published")
 
     def go_on_handled(self, count: int = 50) -> None:
         """Wait until what was taken up to now was handled."""
         self.go_on(count)
         bodies = list(self.taken)
-        self._machine.wait_for_handled(self._name, *bodies, deadline_s=40)
+        self._machine.wait_for_handled(self._name, *bodies)
 
     def wait_until_handled(self) -> None:
         """Wait until every message that was taken has been handled, and nothing is left."""
-        wait_until(lambda: self._machine.is_drained(self._name), 40, f"{self._name} is drained")
+        wait_until(lambda: self._machine.is_drained(self._name), 120, f"{self._name} is drained")
         lost = set(self.taken) - set(self._machine.handled(self._name))
         assert not lost, f"{len(lost)} of {len(self.taken)} lost: {sorted(lost)[:10]}"
 
