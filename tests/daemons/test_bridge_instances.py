@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ LINE = keys.bridge_line(CHANNEL, "clicks", 0, "")
 @pytest.fixture
 def host(tmp_path: Path, redis: RedisServer) -> Iterator[BridgeHost]:
     with bridge_host(tmp_path, redis) as found:
-        found.configure(lease="1s")
+        found.configure(lease="6s")  # longer than a busy machine has a bridge stand still
         yield found
 
 
@@ -59,7 +58,7 @@ class Flow:
     def wait(self, more: int) -> None:
         """Wait until so many more were published."""
         target = self.count + more
-        wait_until(lambda: self.count >= target, 30, "messages are published")
+        wait_until(lambda: self.count >= target, message="messages are published")
 
     def end(self) -> None:
         """End, and wait for the end."""
@@ -88,10 +87,10 @@ def test_who_stands_by_says_so_and_is_ready(host: BridgeHost, notify_socket: Not
     host.start()
     host.wait_begun()
     host.launch("clicks:2", **notify_socket.env)
-    notify_socket.wait_for("READY=1", 30)
+    notify_socket.wait_for("READY=1")
     wait_until(
         lambda: f"STATUS=channel {CHANNEL}, standing by, {HOST}/clicks takes the messages,"
-        " 0 handled, 0/s" in notify_socket.messages, 10, f"{notify_socket.messages}",
+        " 0 handled, 0/s" in notify_socket.messages, 60, f"{notify_socket.messages}",
     )  # fmt: skip
 
 
@@ -103,7 +102,7 @@ def test_hands_over_at_a_stop_without_losing_or_doubling_a_message(
     flow.append(Flow(host))
     for _ in range(4):
         flow[0].wait(500)
-        name = host.holder().partition("/")[2]
+        name = wait_until(host.holder).partition("/")[2]
         assert daemons[name].stop() == 0
         other = "clicks:2" if name == "clicks" else "clicks"
         wait_until(lambda other=other: host.holder() == f"{HOST}/{other}")
@@ -116,13 +115,11 @@ def test_hands_over_at_a_stop_without_losing_or_doubling_a_message(
 
 
 def test_takes_over_soon_after_a_crash(host: BridgeHost) -> None:
-    host.configure(lease="9s")
+    host.configure(lease="5min")
     first, second = two(host)
-    before = time.monotonic()
     first.kill()
-    wait_until(lambda: host.holder() == f"{HOST}/clicks:2", 8, f"{second.lines}")
     # Redis knows that nobody listens: the lease need not run out.
-    assert time.monotonic() - before < 8
+    wait_until(lambda: host.holder() == f"{HOST}/clicks:2", 60, f"{second.lines}")
     host.publish("hello")
     host.wait_entries(1)
 
@@ -130,12 +127,13 @@ def test_takes_over_soon_after_a_crash(host: BridgeHost) -> None:
 def test_takes_over_when_the_lease_is_over_and_the_old_one_publishes_what_is_its_own(
     host: BridgeHost, flow: list[Flow]
 ) -> None:
+    host.configure(lease="2s")
     first, _ = two(host)
     flow.append(Flow(host))
     flow[0].wait(500)
     first.process.send_signal(signal.SIGSTOP)
     # What is published now comes to the first one alone, until the second one takes over.
-    wait_until(lambda: host.holder() == f"{HOST}/clicks:2", 20)
+    wait_until(lambda: host.holder() == f"{HOST}/clicks:2")
     flow[0].wait(500)
     first.process.send_signal(signal.SIGCONT)
     flow[0].wait(500)
@@ -152,14 +150,14 @@ def test_takes_over_when_the_lease_is_over_and_the_old_one_publishes_what_is_its
 def test_takes_a_channel_from_one_that_stops_also_while_much_waits_in_memory(
     host: BridgeHost,
 ) -> None:
-    host.configure(shard_channels="log:0..1", lease="1s")
+    host.configure(shard_channels="log:0..1", lease="6s")
     first = host.start()
     second = host.start("clicks:2")
 
     def holders() -> set[str]:
         return {host.holder(channel=name) for name in ("log:0", "log:1")}
 
-    wait_until(lambda: holders() == {f"{HOST}/clicks", f"{HOST}/clicks:2"}, 20)
+    wait_until(lambda: holders() == {f"{HOST}/clicks", f"{HOST}/clicks:2"})
     (mine,) = (n for n in ("log:0", "log:1") if host.holder(channel=n) == f"{HOST}/clicks")
     (theirs,) = {"log:0", "log:1"} - {mine}
     (worker,) = workers_of(first)
@@ -167,7 +165,7 @@ def test_takes_a_channel_from_one_that_stops_also_while_much_waits_in_memory(
         host.burst(5000, channel=mine)
         assert second.stop() == 0
         # It takes what comes from here on, although what came before is not published yet.
-        assert host.holder(channel=theirs) == f"{HOST}/clicks"
+        wait_until(lambda: host.holder(channel=theirs) == f"{HOST}/clicks")
         host.burst(100, first=5000, channel=theirs)
     host.wait_entries(5100)
     assert host.numbers() == list(range(5100))
@@ -178,11 +176,11 @@ def test_bridges_of_one_name_in_two_databases_take_each_message_both(host: Bridg
     host.wait_begun()
     client = host.server.client(db=1)
     second = host.launch(WAKEQ_REDIS_URL=f"{host.server.url}?db=1")
-    wait_until(lambda: client.hget(LEASE, "begun") == b"1", 30)
+    wait_until(lambda: client.hget(LEASE, "begun") == b"1")
     numbers = [b"%d" % number for number in range(50)]
     host.publish(*numbers)
     for of_it in (host.redis, client):
-        wait_until(lambda of_it=of_it: of_it.xlen(STREAM) >= 50, 20)
+        wait_until(lambda of_it=of_it: of_it.xlen(STREAM) >= 50)
         assert [fields[b"body"] for _, fields in of_it.xrange(STREAM)] == numbers
     assert second.stop() == 0
     host.publish("last")
@@ -201,7 +199,7 @@ def test_marks_of_one_that_does_not_hold_the_channel_are_refused(host: BridgeHos
 
 def test_channels_are_spread_over_the_instances(host: BridgeHost) -> None:
     names = [f"log:{number}" for number in range(4)]
-    host.configure(shard_channels="log:0..3", lease="1s")
+    host.configure(shard_channels="log:0..3", lease="6s")
     host.start()
     for name in names:
         host.wait_begun(channel=name)
@@ -211,17 +209,17 @@ def test_channels_are_spread_over_the_instances(host: BridgeHost) -> None:
 
     assert holders() == {f"{HOST}/clicks": 4}
     second = host.start("clicks:2")
-    wait_until(lambda: holders() == {f"{HOST}/clicks": 2, f"{HOST}/clicks:2": 2}, 20)
+    wait_until(lambda: holders() == {f"{HOST}/clicks": 2, f"{HOST}/clicks:2": 2})
     for name in names:
         host.publish(name, channel=name)
     assert {entry[b"body"].decode() for entry in host.wait_entries(4)} == set(names)
     assert second.stop() == 0
-    wait_until(lambda: holders() == {f"{HOST}/clicks": 4}, 20)
+    wait_until(lambda: holders() == {f"{HOST}/clicks": 4})
 
 
 def test_spreading_channels_loses_and_doubles_nothing(host: BridgeHost, flow: list[Flow]) -> None:
     host.configure(shard_channels="m:0..1")
-    daemons = [host.start("clicks", "--lease=1s")]
+    daemons = [host.start("clicks", "--lease=6s")]
     host.wait_begun(channel="m:0")
     host.wait_begun(channel="m:1")
     count, ends = 0, threading.Event()
@@ -238,15 +236,13 @@ def test_spreading_channels_loses_and_doubles_nothing(host: BridgeHost, flow: li
     thread = threading.Thread(target=publish, name="flow")
     thread.start()
     try:
-        daemons.append(host.start("clicks:2", "--lease=1s"))
+        daemons.append(host.start("clicks:2", "--lease=6s"))
         wait_until(
             lambda: {host.holder(channel=f"m:{n}") for n in (0, 1)}
-            == {f"{HOST}/clicks", f"{HOST}/clicks:2"}, 20,
+            == {f"{HOST}/clicks", f"{HOST}/clicks:2"}
         )  # fmt: skip
         assert daemons[0].stop() == 0
-        wait_until(
-            lambda: {host.holder(channel=f"m:{n}") for n in (0, 1)} == {f"{HOST}/clicks:2"}, 20
-        )
+        wait_until(lambda: {host.holder(channel=f"m:{n}") for n in (0, 1)} == {f"{HOST}/clicks:2"})
     finally:
         ends.set()
         thread.join()
@@ -258,7 +254,7 @@ def test_spreading_channels_loses_and_doubles_nothing(host: BridgeHost, flow: li
 def test_a_lost_lease_key_is_made_again(host: BridgeHost) -> None:
     two(host)
     host.redis.delete(LEASE)
-    wait_until(lambda: host.holder() != "", 20)
+    wait_until(host.holder)
     host.publish("hello")
     host.wait_entries(1)
     assert [entry[b"body"] for entry in host.entries()] == [b"hello"]

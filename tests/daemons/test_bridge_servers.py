@@ -48,7 +48,7 @@ def test_takes_a_channel_of_a_cluster_wherever_it_is_published(
 ) -> None:
     host.configure()
     host.launch(**notify_socket.env)
-    notify_socket.wait_for("READY=1", 30)
+    notify_socket.wait_for("READY=1")
     for node in cluster.nodes:
         node.client().publish(CHANNEL, "hello")
     wait_until(lambda: ask(cluster, STREAM, "XLEN", STREAM) == 3)
@@ -75,7 +75,7 @@ def test_takes_each_shards_channel_from_the_node_that_has_it(
 ) -> None:
     host.configure(shard_channels="log:0..5", workers=2)
     host.launch(**notify_socket.env)
-    notify_socket.wait_for("READY=1", 30)
+    notify_socket.wait_for("READY=1")
     names = [f"log:{number}" for number in range(6)]
     assert len({cluster.owner(name) for name in names}) > 1
     for name in names:
@@ -88,9 +88,9 @@ def test_takes_each_shards_channel_from_the_node_that_has_it(
 def test_a_second_instance_takes_over_shards_on_a_cluster(
     host: BridgeHost, cluster: Cluster, notify_socket: NotifySocket
 ) -> None:
-    host.configure(shard_channels="log:0..3", lease="1s")
+    host.configure(shard_channels="log:0..3", lease="6s")
     first = host.launch(**notify_socket.env)
-    notify_socket.wait_for("READY=1", 30)
+    notify_socket.wait_for("READY=1")
     host.launch("clicks:2")
 
     def holders() -> list[bytes]:
@@ -99,9 +99,9 @@ def test_a_second_instance_takes_over_shards_on_a_cluster(
         return sorted(instance for instance, begun in found if begun == b"1")
 
     ours, theirs = f"{HOST}/clicks".encode(), f"{HOST}/clicks:2".encode()
-    wait_until(lambda: holders() == [ours, ours, theirs, theirs], 20)
+    wait_until(lambda: holders() == [ours, ours, theirs, theirs])
     assert first.stop() == 0
-    wait_until(lambda: holders() == [theirs] * 4, 20)
+    wait_until(lambda: holders() == [theirs] * 4)
     for number in range(4):
         assert ask(cluster, f"log:{number}", "SPUBLISH", f"log:{number}", "x") == 1
     wait_until(lambda: ask(cluster, STREAM, "XLEN", STREAM) == 4)
@@ -112,7 +112,7 @@ def test_moves_a_list_to_a_stream_of_the_same_slot(
 ) -> None:
     host.configure(list_="{jobs}:in", stream="{jobs}:out")
     host.launch(**notify_socket.env)
-    notify_socket.wait_for("READY=1", 30)
+    notify_socket.wait_for("READY=1")
     ask(cluster, "{jobs}:in", "LPUSH", "{jobs}:in", "one", "two")
     wait_until(lambda: ask(cluster, "{jobs}:out", "XLEN", "{jobs}:out") == 2)
 
@@ -134,7 +134,7 @@ def test_goes_on_with_the_new_master(tmp_path: Path, notify_socket: NotifySocket
             with bridge_host(tmp_path, sentinels.master, sentinels.url) as host:
                 host.configure(lease="1s")
                 daemon = host.launch(**notify_socket.env)
-                notify_socket.wait_for("READY=1", 30)
+                notify_socket.wait_for("READY=1")
                 old = sentinels.master_port
                 sentinels.master.kill()
                 sentinels.await_failover(old)

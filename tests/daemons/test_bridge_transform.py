@@ -84,7 +84,7 @@ def transform(message):
     bodies = ["{}", "reject", "exit", "number", "own", "list", "nonsense", "good"]
     host.publish(*bodies)
     host.wait_entries(1)
-    wait_until(lambda: len(host.dead()) == 7, 10, f"{daemon.lines}")
+    wait_until(lambda: len(host.dead()) == 7, 60, f"{daemon.lines}")
     assert [entry[b"body"] for entry in host.entries()] == [b"good"]
     letters = {letter[b"body"].decode(): letter for letter in host.dead()}
     errors = {body: letter[b"wakeq.error"].decode() for body, letter in letters.items()}
@@ -114,7 +114,7 @@ def transform(message):
         time.sleep(60)
     return message.body
 """
-    host.configure(transform=host.code(code), timeout="200ms")
+    host.configure(transform=host.code(code), timeout="2s")
     host.start()
     host.wait_begun()
     host.publish("slow", "quick")
@@ -170,7 +170,7 @@ esac
 
 def test_a_program_that_takes_too_long_is_killed_with_all_it_started(host: BridgeHost) -> None:
     script = "read body; [ $body = slow ] || { echo $body; exit; }; sleep 60 & sleep 60\n"
-    host.configure(exec_=[host.program(script)], timeout="300ms")
+    host.configure(exec_=[host.program(script)], timeout="5s")
     host.start()
     host.wait_begun()
     host.publish("slow\n", "quick\n")
@@ -215,7 +215,7 @@ def test_a_program_ends_with_its_worker(host: BridgeHost) -> None:
     os.kill(workers_of(daemon)[0], signal.SIGKILL)
     daemon.wait_log("a worker ended, starting another one")
     program = Path(f"/proc/{pid.read_text().strip()}/exe")
-    wait_until(lambda: not program.exists(), 10, "the program has ended")
+    wait_until(lambda: not program.exists(), 60, "the program has ended")
     wait_until(lambda: host.stats().get("handled") == 1)
 
 
@@ -257,7 +257,7 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(host: BridgeHost) -> 
     for times in range(1, 4):
         os.kill(workers_of(daemon)[0], signal.SIGKILL)
         daemon.wait_log("a worker ended, starting another one", times)
-        wait_until(lambda: len(workers_of(daemon)) == 2, 10)
+        wait_until(lambda: len(workers_of(daemon)) == 2)
     host.wait_entries(60_000, 60)
     assert host.numbers() == list(range(60_000))
     assert daemon.stop() == 0
@@ -313,22 +313,27 @@ def transform(message):
         assert [entry[b"body"] for entry in host.wait_entries(2)] == [b"fork", b"next"]
         if own_session:
             signal.pidfd_send_signal(end, signal.SIGKILL)
-        assert select.select([end], [], [], 30)[0], "what is of its group ends with it"
+        assert select.select([end], [], [], 60)[0], "what is of its group ends with it"
     assert daemon.stop() == 0
 
 
 def test_a_message_is_handled_by_whichever_worker_has_time(host: BridgeHost) -> None:
     code = """
-import time
+import os, time
 def transform(message):
-    time.sleep(0.05)
+    open(f"{__file__}.{message.text()}", "w").close()
+    while not os.path.exists(__file__ + ".gate"):
+        time.sleep(0.01)
     return message.body
 """
     host.configure(transform=host.code(code), workers=4)
     host.start(workers=4)
     host.wait_begun()
-    host.publish(*["x"] * 40)
-    by_worker = [entry[b"consumer_id"] for entry in host.wait_entries(40)]
+    for number in range(4):
+        host.publish(f"{number}")
+        wait_until((host.app_dir / f"shop.py.{number}").exists)
+    (host.app_dir / "shop.py.gate").touch()
+    by_worker = [entry[b"consumer_id"] for entry in host.wait_entries(4)]
     assert len(set(by_worker)) == 4
 
 
@@ -358,7 +363,7 @@ def transform(message):
     else:
         host.wait_begun(channel="in")
         host.publish(*bodies, channel="in")
-    wait_until(lambda: len(host.dead()) == 5, 20, f"{daemon.lines}")
+    wait_until(lambda: len(host.dead()) == 5, 60, f"{daemon.lines}")
     (host.app_dir / "shop.py.mended").touch()
     group = keys.bridge_group("clicks")
     letters = [entry_id for entry_id, _ in host.redis.xrange(keys.dead(STREAM, group))]
@@ -386,7 +391,7 @@ def transform(message):
     host.wait_begun()
     # Together they are more than a request may have; the last of them is so alone.
     host.publish(*["100000"] * 12, "200000", "1")
-    wait_until(lambda: host.redis.xlen(STREAM) == 1_200_001, 120)
+    wait_until(lambda: host.redis.xlen(STREAM) == 1_200_001, 300)
     assert host.redis.xlen(STREAM) == 1_200_001
     assert host.dead()[0][b"wakeq.error"].startswith(b"TooMuch: ")
     assert host.stats() == {"handled": 14, "published": 1_200_001, "dead": 1}
