@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import os
 import signal
 import time
@@ -16,6 +17,8 @@ from redis_servers import Cluster, RedisServer, wait_until
 from wakeq import keys
 
 LEASE = keys.lease(NAME, NAME)
+# For who must not lose it because a busy machine has it stand still.
+LONG = "--lease=10min"
 RECORDS = "def handle(message): record(message.text())\n"
 STUCK = "import time\ndef handle(message):\n    record('begun')\n    time.sleep(10000)\n"
 
@@ -34,8 +37,7 @@ def wait_follower(host: NodeHost, count: int = 1) -> None:
     channel = keys.vacancy(NAME, NAME)
     wait_until(
         lambda: dict(host.redis.pubsub_numsub(channel))[channel.encode()] == count,
-        30,
-        f"{count} followers",
+        message=f"{count} followers",
     )
 
 
@@ -53,49 +55,49 @@ def test_a_handler_that_hangs_for_ever_does_not_hinder_taking_over(host: NodeHos
     leader = host.start_node(NAME, "--interval=1h")
     host.wait_emitted(1)
     host.configure(interval=0.1, handler=host.handler(STUCK), workers=1, drain_timeout="1h")
-    follower = host.start_node()
+    follower = host.start_node(NAME, LONG)
     host.wait_records(1)
     wait_follower(host)
 
     leader.kill()
 
-    follower.wait_log("elected", deadline_s=30)
+    follower.wait_log("elected")
     assert {one.token for one in host.wait_more(3)[-3:]} == {int(host.redis.hget(LEASE, "token"))}
     follower.terminate()
-    wait_until(lambda: host.leader_pid() == 0, 30, "it hands over although a handler hangs")
+    wait_until(lambda: host.leader_pid() == 0, 60, "it hands over although a handler hangs")
     follower.terminate()
     assert follower.wait_exit() == 0
 
 
 def test_after_kill_9_another_one_emits_although_nothing_is_in_the_stream(host: NodeHost) -> None:
-    leader = host.start_node(NAME, "--interval=1h")
+    leader = host.start_node(NAME, "--interval=1h", "--lease=5s")
     host.wait_emitted(1)
-    follower = host.start_node()
+    follower = host.start_node(NAME, LONG)
     wait_follower(host)
     host.redis.xtrim(NAME, maxlen=0)
-    renewed_ms = int(host.redis.hget(LEASE, "until")) - 2000
+    renewed_ms = int(host.redis.hget(LEASE, "until")) - 5000
 
     leader.kill()
 
-    follower.wait_log("elected", deadline_s=30)
-    wait_until(lambda: host.redis.xlen(NAME), 10)
+    follower.wait_log("elected")
+    wait_until(lambda: host.redis.xlen(NAME))
     token_ms = int(host.redis.hget(LEASE, "token")) / 1000
-    # Not before the lease is over; and a machine that does not run it gets ten seconds.
-    assert 2000 <= token_ms - renewed_ms < 12_000
+    # Not before the lease is over; and a machine that does not run it gets half a minute.
+    assert 5000 <= token_ms - renewed_ms < 35_000
 
 
 def test_who_was_paused_for_longer_than_the_lease_emits_nothing_stale(host: NodeHost) -> None:
     host.configure(interval=0.02)
-    first, second = host.start_node(), host.start_node()
+    first, second = (host.start_node(NAME, "--lease=5s") for _ in range(2))
     paused = host.wait_leader(first, second)
     other = second if paused is first else first
     for _ in range(2):
         host.wait_more(5)
         paused.send(signal.SIGSTOP)
-        other.wait_log("elected", other.count("elected") + 1, deadline_s=30)
+        other.wait_log("elected", other.count("elected") + 1)
         host.wait_more(5)
         paused.send(signal.SIGCONT)
-        paused.wait_log("the lease was lost", deadline_s=30)
+        paused.wait_log("the lease was lost")
         wait_follower(host)
         host.wait_more(5)
         paused, other = other, paused
@@ -105,20 +107,26 @@ def test_who_was_paused_for_longer_than_the_lease_emits_nothing_stale(host: Node
 def test_what_was_begun_before_a_pause_is_refused_after_it(host: NodeHost) -> None:
     # It stops itself between its last look at the lease and its request.
     host.configure(interval=0.1)
-    leader = host.start_node(NAME, WAKEQ_FAILPOINT="before_emit:stop@4")
-    wait_until(lambda: "\tT (stopped)" in Path(f"/proc/{leader.pid}/status").read_text(), 30)
-    follower = host.start_node()
-    follower.wait_log("elected", deadline_s=30)
+    leader = host.start_node(NAME, "--lease=5s", WAKEQ_FAILPOINT="before_emit:stop@4")
+    wait_until(lambda: "\tT (stopped)" in Path(f"/proc/{leader.pid}/status").read_text())
+    follower = host.start_node(NAME, LONG)
+    follower.wait_log("elected")
     host.wait_more(3)
-    before = host.redis.info("errorstats").get("errorstat_FENCED")
+    before = refusals(host)
 
     leader.send(signal.SIGCONT)
 
     leader.wait_log("the lease was lost")
     host.wait_more(3)
     assert len({one.token for one in host.check_emitted()}) == 2
-    after = host.redis.info("errorstats").get("errorstat_FENCED")
-    assert after != before or before is None
+    assert refusals(host) > before
+
+
+def refusals(host: NodeHost) -> int:
+    """Return how often a leader was refused that had been superseded."""
+    # Not every version of the client knows how to read it.
+    found = str(host.redis.info("errorstats").get("errorstat_FENCED", "count=0"))
+    return int("".join(filter(str.isdigit, found)))
 
 
 # -- one of many ---------------------------------------------------------------------------------
@@ -128,9 +136,9 @@ def test_all_consume_and_the_leader_emits_what_they_handle(
     host: NodeHost, notify_socket: NotifySocket
 ) -> None:
     host.configure(interval=0.1, handler=host.handler(RECORDS))
-    leader = host.start_node()
+    leader = host.start_node(NAME, LONG)
     host.wait_leader(leader)
-    follower = host.start_node(**notify_socket.env)
+    follower = host.start_node(NAME, LONG, **notify_socket.env)
     records = host.wait_records(5)
     bodies = [one.body.decode() for one in host.emitted()]
     assert set(records) <= set(bodies) | {one.body.decode() for one in host.emitted()}
@@ -153,15 +161,15 @@ def test_the_elected_one_stops_consuming_and_consumes_again_when_it_has_lost(
     host.configure(interval="1h", handler=host.handler("def handle(m): record(_os.getpid())\n"))
     node = host.start_node(NAME, "--lease=3s")
     node.wait_log("elected")
-    wait_until(lambda: not children(node.pid), 20, "the consuming process ends")
+    wait_until(lambda: not children(node.pid), 60, "the consuming process ends")
     # Another one leads: the lease is another's.
     theirs = {"holder": "elsewhere", "who": "web2/7", "token": 9 * 10**15, "beat": 0}
     host.redis.hset(LEASE, mapping=theirs | {"until": 10**16, "lease": 10**6})
     node.wait_log("the lease was lost")
     node.wait_log("web2/7 leads now")
-    (child,) = wait_until(lambda: children(node.pid), 20)
+    (child,) = wait_until(lambda: children(node.pid))
     host.publish("x", stream=NAME)
-    wait_until(lambda: str(child) in host.records, 20)
+    wait_until(lambda: str(child) in host.records)
 
 
 def test_a_leader_that_consumes_goes_on(host: NodeHost) -> None:
@@ -189,10 +197,10 @@ def test_after_a_clean_stop_the_next_one_emits_at_once(host: NodeHost) -> None:
 def test_without_a_handler_it_only_emits_and_says_so(
     host: NodeHost, notify_socket: NotifySocket
 ) -> None:
-    leader = host.start_node()
+    leader = host.start_node(NAME, LONG)
     leader.wait_log("elected")
     assert children(leader.pid) == []
-    host.start_node(**notify_socket.env)
+    host.start_node(NAME, LONG, **notify_socket.env)
     notify_socket.wait_for("READY=1")
     who = f"{os.uname().nodename}/{leader.pid}"
     notify_socket.wait_for(f"STATUS=follower, {who} leads; without a handler; 2 connections")
@@ -206,7 +214,7 @@ def test_a_body_is_a_unique_id_and_the_time(host: NodeHost) -> None:
     for one, text in zip(emitted, times, strict=True):
         assert text.endswith("Z")
         parsed = time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")
-        assert abs(int(time.strftime("%s", parsed)) - time.timezone - one.ms / 1000) < 5
+        assert abs(calendar.timegm(parsed) - one.ms / 1000) < 60
     assert b"clock" in host.redis.smembers(keys.STREAMS)
 
 
@@ -214,7 +222,7 @@ def test_several_instances_run_on_one_host(host: NodeHost) -> None:
     host.configure(interval=0.05, handler=host.handler("def handle(m): record(_os.getpid())\n"))
     nodes = [host.start_node(name) for name in (NAME, NAME, f"{NAME}:2")]
     host.wait_leader(*nodes)
-    wait_until(lambda: len(set(host.records)) >= 2, 30, "two of them consume")
+    wait_until(lambda: len(set(host.records)) >= 2, 60, "two of them consume")
     for node in nodes:
         assert node.stop() == 0
 
@@ -224,13 +232,13 @@ def test_several_instances_run_on_one_host(host: NodeHost) -> None:
 
 def test_a_consuming_process_that_dies_is_started_again(host: NodeHost) -> None:
     host.configure(interval="1h", handler=host.handler(RECORDS), leader_consumes=True)
-    node = host.start_node()
+    node = host.start_node(NAME, LONG)
     host.wait_records(1)
     (child,) = children(node.pid)
     os.kill(child, signal.SIGKILL)
     node.wait_log("the consuming process ended")
     host.publish("after", stream=NAME)
-    assert host.wait_records(2)[-1] == "after"
+    wait_until(lambda: "after" in host.records)
     assert node.count("elected") == 1
 
 
@@ -240,7 +248,7 @@ def test_the_consuming_process_dies_with_the_node(host: NodeHost) -> None:
     host.wait_records(1)
     (child,) = children(node.pid)
     node.kill()
-    wait_until(lambda: not _runs(child), 10, "it dies")
+    wait_until(lambda: not _runs(child), 60, "it dies")
 
 
 def _runs(pid: int) -> bool:
@@ -274,7 +282,7 @@ def test_a_second_signal_does_not_wait_for_handlers(host: NodeHost) -> None:
     node = host.start_node()
     host.wait_records(1)
     node.terminate()
-    wait_until(lambda: host.leader_pid() == 0, 10, "the lease is handed over")
+    wait_until(lambda: host.leader_pid() == 0, 60, "the lease is handed over")
     assert node.running
     node.terminate()
     assert node.wait_exit() == 0
@@ -326,7 +334,7 @@ def test_on_a_cluster_all_keys_are_in_one_slot(short_dir: Path) -> None:
         host.wait_emitted(3)
         host.wait_records(3)
         process = keys.node_process(NAME, NAME, f"{os.uname().nodename}/{node.pid}")
-        wait_until(lambda: host.redis.exists(process), 20)
+        wait_until(lambda: host.redis.exists(process))
         assert node.stop() == 0
         registry = cluster.nodes[cluster.owner(keys.STREAMS)].client()
         assert registry.smembers(keys.STREAMS) == {NAME.encode()}
@@ -340,7 +348,7 @@ def test_on_a_cluster_all_keys_are_in_one_slot(short_dir: Path) -> None:
 
 def test_live_figures_are_in_redis_while_it_lives(host: NodeHost) -> None:
     host.configure(interval=0.1, handler=host.handler(RECORDS), leader_consumes=True)
-    node = host.start_node()
+    node = host.start_node(NAME, LONG)
     host.wait_records(1)
     process = f"{os.uname().nodename}/{node.pid}"
     key = keys.node_process(NAME, NAME, process)
@@ -348,7 +356,7 @@ def test_live_figures_are_in_redis_while_it_lives(host: NodeHost) -> None:
     def handled() -> bool:
         return int(host.redis.hget(key, "handled") or 0) > 0
 
-    wait_until(handled, 30)
+    wait_until(handled)
     figures = {k.decode(): v.decode() for k, v in host.redis.hgetall(key).items()}
     assert figures["role"] == "leader"
     assert figures["token"] == host.redis.hget(LEASE, "token").decode()
@@ -358,7 +366,7 @@ def test_live_figures_are_in_redis_while_it_lives(host: NodeHost) -> None:
     assert 0 < host.redis.ttl(key) <= 300
     assert host.redis.zrange(keys.node_processes(NAME, NAME), 0, -1) == [process.encode()]
     assert node.stop() == 0
-    wait_until(lambda: not host.redis.exists(key), 10, "it takes its figures away")
+    wait_until(lambda: not host.redis.exists(key), 60, "it takes its figures away")
 
 
 def test_a_node_feeds_its_watchdog(host: NodeHost, notify_socket: NotifySocket) -> None:
