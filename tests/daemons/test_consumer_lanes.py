@@ -157,13 +157,13 @@ def test_has_many_in_hand_when_they_are_handled_fast_and_few_again_when_not(
     use_stops(host)
     host.start()
     most = number = 0
-    while most < 256 and number < 20:
+    while most < 256 and number < 10:
         most = max(in_hand(host, number, "fast", 5000))
         number += 1
     assert 256 <= most <= 2 * 1000
     # Half as many each time that they last too long; 512 last for more than a second.
     few = most
-    while few > 128 and number < 40:
+    while few > 128 and number < 20:
         *_, few = in_hand(host, number, "slow", 1500)
         number += 1
     assert few <= 128
