@@ -18,6 +18,9 @@ from redis_servers import Cluster, RedisServer, Sentinels, wait_until
 from wakeq import keys
 from wakeup_host import Daemon
 
+# Lease and trust, for those who must not lose it because a busy machine has them stand still.
+LONGER = 5.0, 3.5
+
 
 @pytest.fixture
 def host(short_dir: Path, own_redis: RedisServer) -> Iterator[LeaderHost]:
@@ -30,7 +33,7 @@ def holder(host: LeaderHost) -> str:
     return (host.redis.hget(LEASE, "holder") or b"").decode()
 
 
-def wait_reigns(host: LeaderHost, count: int, deadline_s: float = 30) -> None:
+def wait_reigns(host: LeaderHost, count: int, deadline_s: float = 60) -> None:
     """Wait until so many have been elected, one after another."""
     wait_until(lambda: len(host.reigns()) >= count, deadline_s, f"{count} were elected")
 
@@ -42,7 +45,7 @@ def listeners(host: LeaderHost) -> int:
 
 def wait_candidates(host: LeaderHost, count: int) -> None:
     """Wait until so many listen, and have asked once."""
-    wait_until(lambda: listeners(host) == count, 60, f"{count} candidates")
+    wait_until(lambda: listeners(host) == count, 180, f"{count} candidates")
 
 
 # -- one of many -----------------------------------------------------------------------------
@@ -51,15 +54,17 @@ def wait_candidates(host: LeaderHost, count: int) -> None:
 def test_the_first_of_all_waits_for_a_lease_and_then_leads(
     host: LeaderHost, notify_socket: NotifySocket
 ) -> None:
+    seconds, usec = host.redis.time()
     daemon = host.start(**notify_socket.env)
-    notify_socket.wait_for(
-        "STATUS=candidate, waiting for a lease to run out that Redis has forgotten"
-    )
-    assert "READY=1" not in notify_socket.messages
-    began = time.monotonic()
-    notify_socket.wait_for("READY=1", 20)
-    assert time.monotonic() - began > 2
+    status = "STATUS=candidate, waiting for a lease to run out that Redis has forgotten"
+    notify_socket.wait_for(status)
+    notify_socket.wait_for("READY=1")
+    told = notify_socket.messages
+    assert told.index(status) < told.index("READY=1")
     daemon.wait_log("elected")
+    # A token is the time of the election; Redis has it decide by whole milliseconds.
+    waited_us = int(host.redis.hget(LEASE, "token")) - (seconds * 1_000_000 + usec)
+    assert waited_us > 3_000_000 - 1000
     notify_socket.wait_for(f"STATUS=leads, token {host.redis.hget(LEASE, 'token').decode()}")
     assert daemon.stop() == 0
     assert "STOPPING=1" in notify_socket.messages
@@ -69,9 +74,9 @@ def test_who_stands_while_another_leads_says_who_that_is_and_is_not_ready(
     host: LeaderHost, notify_socket: NotifySocket
 ) -> None:
     host.vacate()
-    leader = host.start()
+    leader = host.start("--lease=10min")
     leader.wait_log("elected")
-    host.start(**notify_socket.env)
+    host.start("--lease=10min", **notify_socket.env)
     who = f"{os.uname().nodename}/{leader.process.pid}"
     notify_socket.wait_for(f"STATUS=candidate, {who} leads")
     assert "READY=1" not in notify_socket.messages
@@ -103,10 +108,9 @@ def test_of_fifty_one_leads_and_each_that_stops_is_followed(host: LeaderHost) ->
 def test_a_candidate_asks_less_than_once_a_second(host: LeaderHost) -> None:
     host.vacate()
     host.start("--lease=10s").wait_log("elected")
-    before = host.redis.info("commandstats")
+    before, began = host.redis.info("commandstats"), time.monotonic()
     host.start("--lease=10s")
     wait_candidates(host, 1)
-    began = time.monotonic()
 
     def asked() -> int:
         stats = host.redis.info("commandstats")
@@ -133,15 +137,15 @@ def test_after_kill_9_the_next_one_leads_when_the_lease_is_over(host: LeaderHost
     leader.kill()
     follower.wait_log("elected")
     token_ms = int(host.redis.hget(LEASE, "token")) / 1000
-    # Not before the lease is over; and a machine that does not run it gets ten seconds.
-    assert 3000 <= token_ms - renewed_ms < 13_000
+    # Not before the lease is over; and a machine that does not run it gets half a minute.
+    assert 3000 <= token_ms - renewed_ms < 33_000
 
 
 def test_who_was_paused_for_longer_than_the_lease_leads_no_more(host: LeaderHost) -> None:
     host.vacate()
-    paused = host.record("one")
+    paused = host.record("one", *LONGER)
     wait_reigns(host, 1)
-    host.record("two")
+    host.record("two", *LONGER)
     wait_candidates(host, 1)
     paused.process.send_signal(signal.SIGSTOP)
     wait_reigns(host, 2)
@@ -154,14 +158,14 @@ def test_who_was_paused_for_longer_than_the_lease_leads_no_more(host: LeaderHost
 def test_what_was_asked_for_before_a_pause_is_not_taken_after_it(host: LeaderHost) -> None:
     host.vacate()
     with FaultProxy(host.url) as proxy:
-        paused = host.record("one", url=proxy.url)
+        paused = host.record("one", *LONGER, url=proxy.url)
         wait_reigns(host, 1)
         # A reply is on its way when it is paused.
         beat = int(host.redis.hget(LEASE, "beat"))
-        proxy.replies.delay_s = 0.3
+        proxy.replies.delay_s = 2.0
         wait_until(lambda: int(host.redis.hget(LEASE, "beat")) > beat)
         paused.process.send_signal(signal.SIGSTOP)
-        host.record("two")
+        host.record("two", *LONGER)
         wait_reigns(host, 2)
         proxy.replies.delay_s = 0
         paused.process.send_signal(signal.SIGCONT)
@@ -172,11 +176,11 @@ def test_what_was_asked_for_before_a_pause_is_not_taken_after_it(host: LeaderHos
 
 def test_a_leader_that_was_paused_ends_at_once_when_it_goes_on(host: LeaderHost) -> None:
     host.vacate()
-    leader = host.start()
+    leader = host.start("--lease=6s")
     leader.wait_log("elected")
     leader.process.send_signal(signal.SIGSTOP)
-    follower = host.start()
-    follower.wait_log("elected", deadline_s=30)
+    follower = host.start("--lease=6s")
+    follower.wait_log("elected")
     leader.process.send_signal(signal.SIGCONT)
     assert leader.wait_exit() == 75
     leader.wait_log("the lease was lost")
@@ -188,7 +192,7 @@ def test_killed_and_started_again_and_again_one_leads_at_a_time(host: LeaderHost
     running: dict[str, Daemon] = {f"p{n}": host.record(f"p{n}") for n in range(3)}
     for count in range(1, 6):
         wait_reigns(host, count)
-        name = wait_until(lambda: holder(host) in running and holder(host))
+        name = wait_until(lambda: (found := holder(host)) in running and found)
         running.pop(str(name)).kill()
         running[f"q{count}"] = host.record(f"q{count}")
     wait_reigns(host, 6)
@@ -202,16 +206,16 @@ def test_a_restart_of_redis_that_loses_the_key_makes_no_second_leader(
     host: LeaderHost, own_redis: RedisServer
 ) -> None:
     host.vacate()
-    leader = host.start("--lease=10s")
+    leader = host.start("--lease=60s")
     leader.wait_log("elected")
     token = host.redis.hget(LEASE, "token")
-    follower = host.start("--lease=10s")
+    follower = host.start("--lease=60s")
     wait_candidates(host, 1)
 
     own_redis.restart()
 
     host.redis = own_redis.client()
-    wait_until(lambda: host.redis.hget(LEASE, "token") == token, 30, "the leader has its lease")
+    wait_until(lambda: host.redis.hget(LEASE, "token") == token, 50, "the leader has its lease")
     wait_candidates(host, 1)
     leader.wait_log("Redis is back")
     follower.wait_log("Redis is back")
@@ -235,7 +239,7 @@ def test_without_redis_the_leader_gives_up_and_nobody_else_leads(
     assert leader.count("could not be renewed in time") == 1
     assert follower.count("elected") == 0
     own_redis.start()
-    follower.wait_log("elected", deadline_s=30)
+    follower.wait_log("elected")
 
 
 def test_a_leader_whose_connection_is_cut_connects_anew_and_stays(host: LeaderHost) -> None:
@@ -255,17 +259,17 @@ def test_a_leader_whose_connection_is_cut_connects_anew_and_stays(host: LeaderHo
 def test_who_is_cut_off_gives_up_before_another_one_leads(host: LeaderHost) -> None:
     host.vacate()
     with FaultProxy(host.url) as proxy:
-        host.record("cut off", url=proxy.url)
+        host.record("cut off", *LONGER, url=proxy.url)
         wait_reigns(host, 1)
-        host.record("other")
+        host.record("other", *LONGER)
         wait_candidates(host, 1)
 
         proxy.half_open()
 
         wait_reigns(host, 2)
         before, after = host.assert_one_at_a_time()
-        # It had the lease for 2 s, and trusted it for 1.2 s.
-        assert after.begin - before.last > 0.5
+        # It had the lease for 5 s, and trusted it for 3.5 s.
+        assert after.begin - before.last > 1
         proxy.heal()
         wait_candidates(host, 1)
         assert len(host.assert_one_at_a_time()) == 2
@@ -277,8 +281,8 @@ def test_a_reply_that_comes_too_late_is_not_believed(host: LeaderHost) -> None:
         # Each reply takes longer than the trust.
         proxy.replies.delay_s = 0.7
         slow = host.record("slow", lease=2, trust=0.6, url=proxy.url)
-        wait_until(lambda: holder(host) == "slow", 30)
-        wait_until(lambda: slow.count("trouble") >= 2, 30)
+        wait_until(lambda: holder(host) == "slow")
+        wait_until(lambda: slow.count("trouble") >= 2)
         assert host.reigns() == []
 
 
@@ -320,7 +324,7 @@ def test_a_server_that_became_a_replica_is_none_to_lead_by(
     assert leader.count("READONLY") == 1
     follower = host.start("--start-timeout=1min")
     own_redis.ask("REPLICAOF", "NO", "ONE")
-    follower.wait_log("elected", deadline_s=60)
+    follower.wait_log("elected")
 
 
 def test_missing_rights_are_said_at_the_start(host: LeaderHost, own_redis: RedisServer) -> None:
@@ -338,7 +342,7 @@ def test_without_the_right_to_listen_it_asks_instead(
     leader.wait_log("elected")
     own_redis.ask("ACL", "SETUSER", "deaf", "on", ">p", "+@all", "~*", "resetchannels")
     follower = host.start("--lease=10min", url=host.url.replace("unix://", "unix://deaf:p@"))
-    wait_until(lambda: b"wakeq-lease-night" in own_redis.ask("CLIENT", "LIST"))
+    wait_until(lambda: any(client["user"] == "deaf" for client in host.redis.client_list()))
     assert leader.stop() == 0
     follower.wait_log("elected")
 
@@ -365,18 +369,21 @@ def test_after_a_failover_the_leader_is_the_same(short_dir: Path) -> None:
         follower = host.start("--lease=60s", url=sentinels.url)
         wait_candidates(host, 1)
         token = host.redis.hget(LEASE, "token")
-        host.redis.execute_command("WAIT", 2, 5000)
+        # It waits for what its own connection has written, and all before that.
+        with host.redis.client() as writer:
+            writer.set("last", 1)
+            assert writer.execute_command("WAIT", 2, 20_000) == 2
         port = sentinels.master_port
 
         sentinels.master.kill()
 
         sentinels.await_failover(port)
-        leader.wait_log("Redis is back", deadline_s=50)
-        follower.wait_log("Redis is back", deadline_s=50)
+        leader.wait_log("Redis is back")
+        follower.wait_log("Redis is back")
         host.redis = sentinels.master.client()
         assert host.redis.hget(LEASE, "token") == token
         assert leader.stop() == 0
-        follower.wait_log("elected", deadline_s=20)
+        follower.wait_log("elected")
     finally:
         host.close()
         sentinels.stop()
@@ -397,7 +404,7 @@ def test_on_a_cluster_the_server_is_found_and_a_stop_is_heard(short_dir: Path) -
         follower = host.start("--lease=10min", url=url)
         wait_candidates(host, 1)
         assert leader.stop() == 0
-        follower.wait_log("elected", deadline_s=20)
+        follower.wait_log("elected")
     finally:
         host.close()
         cluster.stop()
@@ -411,12 +418,12 @@ def test_the_clock_of_the_host_changes_nothing(host: LeaderHost, offset: str) ->
     (library,) = glob("/usr/lib/*/faketime/libfaketime.so.1")
     env = {"LD_PRELOAD": library, "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     host.vacate()
-    leader = host.start(**env)
+    leader = host.start("--lease=6s", **env)
     leader.wait_log("elected")
-    follower = host.start()
+    follower = host.start("--lease=6s")
     wait_candidates(host, 1)
     beat = int(host.redis.hget(LEASE, "beat"))
-    wait_until(lambda: int(host.redis.hget(LEASE, "beat")) > beat + 3, 30)
+    wait_until(lambda: int(host.redis.hget(LEASE, "beat")) > beat + 2)
     assert follower.count("elected") == 0
     leader.kill()
     follower.wait_log("elected")
@@ -431,7 +438,7 @@ def test_a_clock_of_redis_that_is_set_forward_makes_no_second_leader(host: Leade
     host.record("two", lease=10, trust=8)
     wait_candidates(host, 1)
     beat = int(host.redis.hget(LEASE, "beat"))
-    wait_until(lambda: int(host.redis.hget(LEASE, "beat")) > beat + 1, 30)
+    wait_until(lambda: int(host.redis.hget(LEASE, "beat")) > beat + 1)
     assert len(host.assert_one_at_a_time()) == 1
 
 
