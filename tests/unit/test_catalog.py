@@ -103,7 +103,7 @@ def test_journalctl_takes_it(tmp_path: Path) -> None:
     def journalctl(*options: str) -> str:
         done = subprocess.run(
             ["journalctl", f"--root={tmp_path}", "--no-pager", *options],
-            capture_output=True, text=True, check=True, timeout=60,
+            capture_output=True, text=True, check=True, timeout=300,
         )  # fmt: skip
         assert done.stderr == ""
         return done.stdout
