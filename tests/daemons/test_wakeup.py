@@ -151,7 +151,7 @@ def test_all_of_four_hundred_streams_are_watched(
     notify_socket.wait_for("READY=1")
     for consumer in consumers:
         host.redis.xadd(consumer.stream, {"a": "b"})
-    host.wait_woken(consumers)
+    host.wait_woken(consumers, 300)
 
 
 def test_without_any_consumer_it_waits(host: WakeupHost, notify_socket: NotifySocket) -> None:
