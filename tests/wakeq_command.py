@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 60
+DEADLINE_S = 180
 
 
 class Wakeq:

@@ -122,13 +122,13 @@ def test_prints_many_in_their_order(wakeq: Wakeq, client: redis_py.Redis) -> Non
 
 
 def test_large_ones_are_not_read_all_at_once(wakeq: Wakeq, client: redis_py.Redis) -> None:
-    fail(client, *("x" * 1_000_000 for _ in range(40)))
+    fail(client, *("x" * 1_000_000 for _ in range(24)))
     client.config_set("client-output-buffer-limit", "normal 16mb 16mb 0")
     try:
         result = wakeq.run("errors", "jobs")
     finally:
         client.config_set("client-output-buffer-limit", "normal 0 0 0")
-    assert (result.code, len(result.lines)) == (0, 40)
+    assert (result.code, len(result.lines)) == (0, 24)
 
 
 def test_another_list_may_be_set_and_instances_share_it(

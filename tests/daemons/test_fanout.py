@@ -499,7 +499,8 @@ def test_who_was_unsubscribed_by_others_hears_it(host: FanoutHost, redis: RedisS
 
 
 def test_a_client_that_does_not_read_is_ejected_and_others_go_on(host: FanoutHost) -> None:
-    gateway = host.start("--unread-kib=64", "--slow-timeout=500ms")
+    # After as long again it would be hung up on, in the middle of a line.
+    gateway = host.start("--unread-kib=64", "--slow-timeout=5s")
     slow, client = host.member("r", mode="async"), host.member("r")
     for _ in range(40):
         sent = client.done("send", room="r", data="x" * 50_000)["id"]
