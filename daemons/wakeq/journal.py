@@ -85,6 +85,24 @@ class Log:
         """Log what needs somebody."""
         self._log(3, event, fields)
 
+    def last(self, event: str) -> None:
+        """Log what the process ends for.
+
+        journald does not know any more to which unit a process belongs that has ended by the time
+        that its entry is read; what it prints goes over a connection that is known.
+        """
+        if not _to_journal():
+            self.error(event)
+            return
+        if _waiting:
+            open_log()
+        # With its priority, sd-daemon(3).
+        text = "".join(f"<{_LEVELS['error']}>{line}\n" for line in event.splitlines())
+        try:
+            os.write(sys.stderr.fileno(), text.encode(errors="backslashreplace"))
+        except OSError:
+            pass  # there is nobody left to be told
+
     def _log(self, priority: int, event: str, fields: Fields) -> None:
         if priority > _least:
             return

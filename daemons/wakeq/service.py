@@ -141,7 +141,7 @@ def run(
         print(f"{program.name}: {error}\nTry '{program.name} --help'.", file=sys.stderr)
         code = error.exit_code
     except WakeqError as error:
-        log.error(str(error))
+        log.last(str(error))
         code = error.exit_code
     except Exception as error:
         log.error("stopped by a fault in wakeq itself", detail=full_traceback(error))

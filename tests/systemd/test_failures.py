@@ -51,7 +51,7 @@ def test_a_handler_that_cannot_be_imported_exits_78_and_heals_when_it_is_mended(
     machine.publish("orders", "one")
     # Again and again, whenever it is woken.
     wait_until(lambda: machine.has(service("orders"), ActiveState="failed", ExecMainStatus="78"))
-    entry = machine.journal("SYSLOG_IDENTIFIER=wakeq-consumer")[0]
+    entry = machine.journal("-u", service("orders"), "SYSLOG_IDENTIFIER=wakeq-consumer")[0]
     assert "there_is_no_such_module" in entry["MESSAGE"]
     assert (entry["PRIORITY"], "Traceback" in entry["MESSAGE"]) == ("3", False)
     wait_until(lambda: "1 backing off" in machine.status_text(WAKEUP))
@@ -72,7 +72,7 @@ def test_a_wrong_configuration_is_one_clear_line_and_heals_when_it_is_mended(
     machine.systemctl("start", service("orders"), check=False)
     assert machine.state(service("orders")) == "failed"
     assert machine.show(service("orders"), "ExecMainStatus") == "78"
-    (entry,) = machine.journal("SYSLOG_IDENTIFIER=wakeq-consumer")
+    (entry,) = machine.journal("-u", service("orders"), "SYSLOG_IDENTIFIER=wakeq-consumer")
     assert entry["MESSAGE"] == (
         "/etc/wakeq/consumers/orders.toml: unknown setting 'concurency'"
         " (did you mean 'concurrency'?)"

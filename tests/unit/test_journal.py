@@ -88,9 +88,21 @@ def test_sends_fields_to_the_journal() -> None:
     )
 
 
+def test_what_a_process_ends_for_is_printed_after_all_else_so_that_its_unit_is_known() -> None:
+    done = logged('log.info("first"); log.last("no handler\\nin line 2")', before=_JOURNAL)
+    assert "b'MESSAGE=first'" in done.stdout
+    assert done.stderr == "<3>no handler\n<3>in line 2\n"
+    nothing_else = 'log.last("no"); assert "structlog" not in sys.modules'
+    assert logged(nothing_else, before=_JOURNAL).stderr == "<3>no\n"
+    assert re.search(r"\[error +\] no handler ", logged('log.last("no handler")').stderr)
+
+
 def test_a_journal_that_is_down_stops_nobody() -> None:
     before = _JOURNAL.replace("print(", "raise OSError(); print(")
     assert logged('log.info("lost")', before).returncode == 0
+    nowhere = "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)\nstat = os.fstat(2)\n"
+    before = _JOURNAL.replace("stat = os.fstat(2)\n", nowhere)
+    assert logged('log.last("lost")', before).returncode == 0
 
 
 def test_logs_plainly_where_the_journal_cannot_be_loaded() -> None:
