@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from wakeq.consumer import interpreter
-from wakeq.errors import UnavailableError
+from wakeq.errors import ConfigError, UnavailableError
 from wakeq.loop import Loop
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -70,6 +70,7 @@ def spawn(
 
     Raises:
         UnavailableError: the host has no room for it.
+        ConfigError: there is no such interpreter, or it cannot be run.
     """
     environment = dict(os.environ if environment is None else environment)
     try:
@@ -94,6 +95,8 @@ def spawn(
             ended = os.pidfd_open(process.pid)
             opened.pop_all()
     except OSError as error:
+        if error.filename == command[0]:
+            raise ConfigError(f"python {command[0]} cannot be run: {error.strerror}") from None
         raise UnavailableError(f"no process can be started: {error.strerror}") from None
     return process, ended, ours
 
@@ -102,6 +105,14 @@ def packed(said: Any) -> bytes:
     """Return the bytes of something said."""
     raw = marshal.dumps(said, _MARSHAL)
     return len(raw).to_bytes(_LENGTH_BYTES, "big") + raw
+
+
+def receive(end: socket.socket) -> bytes:
+    """Return what a daemon says to its worker, a piece of it; nothing if it has hung up."""
+    try:
+        return end.recv(_CHUNK_BYTES)
+    except ConnectionResetError:
+        return b""  # with a reply that it had not read
 
 
 class Inbox:
@@ -134,6 +145,7 @@ class Worker:
 
     Raises:
         UnavailableError: the host has no room for it.
+        ConfigError: there is no such interpreter, or it cannot be run.
     """
 
     def __init__(

@@ -262,14 +262,18 @@ def test_a_reload_takes_up_another_repair_if_that_works(
         os.kill(daemon.process.pid, signal.SIGHUP)
         daemon.wait_log(told, before + 1)
 
-    reload('[delay]\nrepair = "no_such:thing"\n', "messages cannot be repaired")
+    wrong = '[delay]\nrepair = "no_such:thing"\n'
+    reload(wrong, "the repair before goes on, this one cannot be used")
     daemon.wait_log("configuration was read again")
-    host.fail(1)
-    host.ring()
-    wait_until(lambda: len(host.entries(RETRY)) == 1)
+    for number in (1, 2, 3):
+        host.fail(number)
+        host.ring()
+        wait_until(lambda number=number: len(host.entries(RETRY)) == number)
+    reload(wrong, "the repair before goes on, this one cannot be used")
+    assert {fields[b"by"] for fields in host.entries(RETRY)} == {b"first"}
     reload(f'[delay]\nrepair = "{second}"\n', "configuration was read again")
     # The new one is loaded beside, while the old one goes on.
-    numbers = itertools.count(2)
+    numbers = itertools.count(4)
 
     def by_second() -> bool:
         host.fail(next(numbers))
@@ -346,18 +350,21 @@ def test_a_second_stop_leaves_the_message_to_others_at_once(
     assert host.redis.zscore(REPAIRS, "7-0@g") == 5
 
 
+@pytest.mark.parametrize("first", ["first", "ends its own process"])
 def test_without_redis_a_repaired_message_is_repaired_again(
-    host: DelayHost, short_dir: Path, own_redis: RedisServer, notify_socket: NotifySocket
+    host: DelayHost, short_dir: Path, notify_socket: NotifySocket, first: str
 ) -> None:
     fifo = short_dir / "fifo"
     os.mkfifo(fifo)
-    path = host.code(f"def repair(message):\n    return {{'body': open({str(fifo)!r}).read()}}\n")
+    code = f"import os\ndef repair(message):\n    text = open({str(fifo)!r}).read()\n"
+    code += "    if text == 'ends its own process':\n        os._exit(3)\n"
+    path = host.code(code + "    return {'body': text}\n")
     host.fail(7)
     daemon = host.start("--repair", path)
     notify_socket.wait_for("READY=1")
     with open(fifo, "w") as pipe:
         host.redis.slaveof("127.0.0.1", 1)
-        pipe.write("first")
+        pipe.write(first)
     daemon.wait_log("Redis was lost")
     host.redis.slaveof()
     # It may be handed out again, as if the time that a repair may take were over.

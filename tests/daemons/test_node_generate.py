@@ -165,6 +165,10 @@ def test_what_ends_its_process_is_started_again(host: NodeHost) -> None:
     [
         ({"generate": "nowhere:nothing"}, "generate 'nowhere:nothing' cannot be imported"),
         ({"generate_exec": ["/no/program"]}, "generate_exec: there is no program /no/program"),
+        (
+            {"generate": "nowhere:nothing", "python": "/no/bin/python"},
+            "python /no/bin/python cannot be run: No such file or directory",
+        ),
         ({"calendar": "tomorrowish"}, "calendar: must be a calendar time"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from wakeq.loop import Loop
 from wakeq.service import RUN
-from wakeq.worker import Worker
+from wakeq.worker import Worker, receive
 
 # It answers, and forks one that keeps its end of the socket, before it ends.
 _FORKS = """
@@ -46,6 +47,15 @@ def test_the_end_of_a_process_is_told_after_what_it_said_although_a_child_lives_
                 os.kill(child, signal.SIGKILL)
     assert [said and said[0] for said in answers] == ["child", None]
     assert worker.fileno() == -1
+
+
+def test_a_daemon_that_ends_before_it_has_read_all_has_hung_up() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            ours.sendall(b"last")
+            theirs.sendall(b"unread")
+        assert [receive(theirs), receive(theirs)] == [b"last", b""]
 
 
 def _python_path() -> list[str]:

@@ -13,11 +13,10 @@ from wakeq.backoff import Backoff
 from wakeq.delay.agenda import Clock
 from wakeq.delay.link import Link
 from wakeq.delay.promoter import Promoter
-from wakeq.delay.repairer import Repairer
+from wakeq.delay.repairer import Repairer, has_repair
 from wakeq.errors import ConfigError, UnavailableError, WakeqError
 from wakeq.loop import Loop, Timer
 from wakeq.redis_url import RedisURL
-from wakeq.sections import Delay
 from wakeq.service import Service
 from wakeq.settings import format_duration
 from wakeq.wire import ServerError, explain
@@ -66,7 +65,7 @@ class Keeper:
         self._loop.turns.append(self._turn)
         self._link.on_ring = self._rung.add
         self._promoter.on_repair = self._repairer.note
-        self._promoter.repairs = _has_repair(self._settings)
+        self._promoter.repairs = has_repair(self._settings)
         try:
             self._repairer.configure(self._settings)
             self._connect_in(0)
@@ -244,8 +243,8 @@ class Keeper:
         self._promoter.tell = service.common.log_level == "debug"
         self._settings = settings
         self._repairer.configure(settings)
-        if self._promoter.repairs != _has_repair(settings):
-            self._promoter.repairs = _has_repair(settings)
+        if self._promoter.repairs != has_repair(settings):
+            self._promoter.repairs = has_repair(settings)
             self._promoter.look(list(self._promoter.streams))
         if service.common.redis_url != before:
             self._link.url = url
@@ -253,7 +252,3 @@ class Keeper:
             self._connect_in(0)
         service.notifier.ready()
         service.log.info("configuration was read again")
-
-
-def _has_repair(settings: Delay) -> bool:
-    return bool(settings.repair or settings.repair_exec)

@@ -21,9 +21,8 @@ from wakeq.consumer.program import Runner, judge
 from wakeq.delay.failed import BAD, CHANGED, FAILED, READY, SAME, FailedMessage
 from wakeq.errors import ConfigError, HandlerFailure, Reject, Retry
 from wakeq.message import BODY, encode
-from wakeq.worker import Inbox, packed
+from wakeq.worker import Inbox, packed, receive
 
-_CHUNK_BYTES = 1 << 16
 _LONGEST_ERROR = 1000
 _LONGEST_TRACEBACK = 8000
 
@@ -115,7 +114,7 @@ def main() -> int:
         sys.stdout.reconfigure(line_buffering=True)
     inbox = Inbox()
     repair: Repair | None = None
-    while piece := channel.recv(_CHUNK_BYTES):
+    while piece := receive(channel):
         said = inbox.take(piece)
         if said is None:
             continue

@@ -90,14 +90,13 @@ class Repairer:
             UnavailableError: the host has no room for the process at the start; later, it is tried
                 again.
         """
-        before, self._settings = self._settings, settings
-        if not (settings.repair or settings.repair_exec):
+        self._settings = settings
+        self._drop_candidate()
+        if not has_repair(settings):
             self.ready = True
-            self._drop_candidate()
             if self._worker is not None and self._job is None:
                 self._end_worker()
-        elif self._worker is None or not _same(before, settings):
-            self._drop_candidate()
+        elif self._worker is None or not _same(self._worker.settings, settings):
             try:
                 self._candidate = Worker(self._loop, settings, self._answered)
             except UnavailableError as error:
@@ -232,17 +231,19 @@ class Repairer:
         elif said is None:
             self._ended()
         else:
-            self._finish(said)
-            self._backoff.reset()
-            if self._candidate is not None:
-                self._take_up(self._candidate)
-            elif not _same(worker.settings, self._settings):
-                self._end_worker()  # there is no repair any more
+            try:
+                self._finish(said)
+            finally:
+                if self._candidate is not None:
+                    self._take_up(self._candidate)
+                elif not has_repair(self._settings):
+                    self._end_worker()
 
     def _introduced(self, worker: Worker, said: Any) -> None:
         """Take up a new process, or what is wrong with it."""
         if said is not None and said[0] == READY:
             worker.ready = self.ready = True
+            self._backoff.reset()
             self._take_up(worker)
             return
         self._drop_candidate()
@@ -252,7 +253,10 @@ class Repairer:
         self._try_again(why)
 
     def _try_again(self, why: str) -> None:
-        self._log.error(f"messages cannot be repaired: {why}")
+        if self._worker is not None:
+            self._log.error(f"the repair before goes on, this one cannot be used: {why}")
+        else:
+            self._log.error(f"messages cannot be repaired: {why}")
         self._loop.after(self._backoff.next() + 1.0, self._begin_again)
 
     def _take_up(self, worker: Worker) -> None:
@@ -266,12 +270,13 @@ class Repairer:
         self._worker = None
         late = self._overdue is not None and self._overdue.when <= time.monotonic()
         text = f"TimedOut: {TimedOut()}" if late else "Crashed: the repair ended its own process"
-        if self._job is not None:
+        try:
             self._finish((FAILED, text, ""))
-        self._begin_again()
+        finally:
+            self._begin_again()
 
     def _begin_again(self) -> None:
-        if self._worker is None and self._candidate is None:
+        if self._candidate is None:
             self.configure(self._settings)
 
     def _finish(self, said: Any) -> None:
@@ -336,6 +341,11 @@ class Repairer:
         if self._worker is not None:
             self._worker.end()
             self._worker = None
+
+
+def has_repair(settings: Delay) -> bool:
+    """Tell whether failed messages are to be repaired."""
+    return bool(settings.repair or settings.repair_exec)
 
 
 def _same(one: Delay, other: Delay) -> bool:

@@ -22,9 +22,8 @@ from wakeq.consumer.program import judge
 from wakeq.errors import ConfigError, HandlerFailure, Reject, Retry
 from wakeq.message import Publish, encode
 from wakeq.node.source import BAD, MADE, READY
-from wakeq.worker import Inbox, packed
+from wakeq.worker import Inbox, packed, receive
 
-_CHUNK_BYTES = 1 << 16
 _LONGEST_ERROR = 1000
 _LONGEST_TRACEBACK = 8000
 _MOST_MESSAGES = 1000
@@ -156,7 +155,7 @@ def main() -> int:
     inbox = Inbox()
     make: Make | None = None
     stream, is_list = "", False
-    while piece := channel.recv(_CHUNK_BYTES):
+    while piece := receive(channel):
         said = inbox.take(piece)
         if said is None:
             continue

@@ -65,8 +65,8 @@ class Source:
         """Start the process that makes messages, if there is one.
 
         Raises:
-            UnavailableError: the host has no room for it, at the first start; later, it is tried
-                again.
+            UnavailableError, ConfigError: it cannot be started, at the first start; later, that is
+                tried again.
         """
         settings = self._settings
         if self._worker is not None or not self._needs_worker:
@@ -74,7 +74,7 @@ class Source:
         python = settings.python if settings.generate else ""
         try:
             self._worker = Worker(self._loop, "wakeq.node.generate", self._answered, python)
-        except UnavailableError as error:
+        except (UnavailableError, ConfigError) as error:
             if not self.ready:
                 raise
             self._tell(str(error), "")
