@@ -102,8 +102,7 @@ class Gateway:
             self._deafened(error)
 
     def _deafened(self, error: WakeqError) -> None:
-        self._loop.forget(self._bell_fd)
-        self._bell.close()
+        self.close()
         self._loop.after(self._backoff.next(), self.listen)
         self._trouble.begin(BELL, error)
 
@@ -371,4 +370,5 @@ class Gateway:
     def close(self) -> None:
         """Hear no more."""
         self._loop.forget(self._bell_fd)
+        self._bell_fd = -1  # the number may be another file's by the next time
         self._bell.close()

@@ -52,6 +52,7 @@ class Line:
     def close(self) -> None:
         """Close; what was asked stays unanswered."""
         self._loop.forget(self._fd)
+        self._fd = -1  # the number may be another file's by the next time
         self._connection.close()
         self._waiting.clear()
 
@@ -134,12 +135,23 @@ class Lines:
             line = Line(self._loop, self.connection(key))
             line.open()
             if self.cluster:
-                node = line.call("CLUSTER", "MYID")
+                node = self._node(line)
                 if node in self._of_node:
                     line.close()
                 line = self._of_node.setdefault(node, line)
             self._of_key[key] = line
         return line
+
+    def _node(self, line: Line) -> bytes:
+        try:
+            node: bytes = line.call("CLUSTER", "MYID")
+        except ServerError as error:
+            line.close()
+            raise explain(error, self.url) from None
+        except Lost:
+            line.close()
+            raise
+        return node
 
     def close(self) -> None:
         """Close all lines."""

@@ -156,6 +156,7 @@ class Shard:
     def close(self) -> None:
         """Close the connection; it is opened again when there is something to watch."""
         self._loop.forget(self._fd)
+        self._fd = -1  # the number may be another file's by the next time
         self._connection.close()
         self._armed = {}
         self._serial += 1
