@@ -184,6 +184,31 @@ def test_shows_a_key_that_is_no_stream(wakeq: Wakeq, redis: RedisServer) -> None
     assert "orders" in result.out
 
 
+def test_shows_the_others_if_it_may_not_read_a_stream(wakeq: Wakeq, own_redis: RedisServer) -> None:
+    client = own_redis.client()
+    client.sadd(keys.STREAMS, "orders", "secret")
+    for stream in ("orders", "secret"):
+        client.xgroup_create(stream, "billing", "0", mkstream=True)
+    client.xadd("orders", {"body": 1})
+    poor = ("ACL", "SETUSER", "poor", "on", ">pw", "+@all", "~wakeq:*")
+    client.execute_command(*poor, "~orders")
+    wakeq.env["WAKEQ_REDIS_URL"] = own_redis.url.replace("unix://", "unix://poor:pw@")
+    result = wakeq.run("status")
+    assert result.code == 0
+    assert result.err.startswith("wakeq: secret cannot be read: NOPERM ")
+    _, orders, secret = result.lines
+    assert orders.split()[:5] == ["orders", "1", "0", "billing", "1"]
+    assert secret.split("  ")[0] == "secret"
+    assert "cannot be read" in secret
+    assert group_of(wakeq)["unread"] == 1
+    assert status_of(wakeq, "secret")["problem"] == "cannot be read"
+    # If there is none that it may read, nothing is worth being shown.
+    client.execute_command(*poor, "resetkeys", "~wakeq:*")
+    result = wakeq.run("status")
+    assert (result.code, result.out) == (77, "")
+    assert "does not permit this user" in result.err
+
+
 def test_survives_names_that_are_no_text(wakeq: Wakeq, redis: RedisServer) -> None:
     client = redis.client()
     client.sadd(keys.STREAMS, b"\xff\x1b[31m", "orders")

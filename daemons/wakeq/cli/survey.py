@@ -3,11 +3,15 @@
 import os
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from wakeq import keys
 from wakeq.cli import streams
+from wakeq.cli.screen import readable
 from wakeq.cli.session import Session
 from wakeq.config import Consumer
 from wakeq.errors import WakeqError
+from wakeq.redis_client import server_error
 
 # Unread messages are counted one by one only up to here, and only over so many bytes.
 _COUNT_MOST = 1000
@@ -21,7 +25,7 @@ class Survey:
     """Makes a report of each stream that wakeq looks after.
 
     Attributes:
-        problems: what kept a consumer's configuration from being read, a line each.
+        problems: what kept a consumer's configuration, or a stream, from being read, a line each.
     """
 
     def __init__(self, session: Session) -> None:
@@ -33,13 +37,27 @@ class Survey:
     def run(self) -> list[Report]:
         """Return a report of each stream, by name: see `_stream` for its shape.
 
+        Of one that Redis answers with an error for, it tells no more than that it has a problem.
+
         Raises:
-            redis.exceptions.RedisError: see `Session.explaining`.
+            redis.exceptions.RedisError: see `Session.explaining`; also if none can be read.
         """
         expected = self._expected()
         registered = self._session.call(keys.STREAMS, "SMEMBERS", keys.STREAMS)
         names = {_text(stream) for stream in registered} | set(expected)
-        return [self._stream(stream, expected.get(stream, {})) for stream in sorted(names)]
+        reports, errors = [], []
+        for stream in sorted(names):
+            try:
+                reports.append(self._stream(stream, expected.get(stream, {})))
+            except RedisError as error:
+                if (reply := server_error(error)) is None:
+                    raise
+                errors.append(error)
+                reports.append(_empty(stream) | {"problem": "cannot be read"})
+                self.problems.append(f"{readable(stream.encode(), 60)} cannot be read: {reply}")
+        if errors and len(errors) == len(names):
+            raise errors[0]
+        return reports
 
     def _expected(self) -> Expected:
         """Return the consumers' names that this host has, by stream and group."""
@@ -70,11 +88,9 @@ class Survey:
         kind, length, found, first, time, delayed, repairs, paused = self._session.call_many(
             stream, commands, raises=False
         )
-        kind = _text(kind)
-        report: Report = {
-            "stream": stream, "length": 0, "delayed": 0, "overdue": 0, "overdue_seconds": None,
-            "paused": None, "groups": [],
-        }  # fmt: skip
+        if isinstance(kind, Exception):
+            raise kind
+        kind, report = _text(kind), _empty(stream)
         if kind not in ("stream", "none"):
             return report | {"problem": f"is a {kind}, not a stream"}
         for reply in (length, first, time, delayed, repairs, paused):
@@ -220,6 +236,13 @@ class Survey:
             }
             for name, lives in zip(names, alive, strict=True)
         ]
+
+
+def _empty(stream: str) -> Report:
+    return {
+        "stream": stream, "length": 0, "delayed": 0, "overdue": 0, "overdue_seconds": None,
+        "paused": None, "groups": [],
+    }  # fmt: skip
 
 
 def _text(value: bytes | str) -> str:
