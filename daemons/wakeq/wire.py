@@ -32,7 +32,7 @@ from wakeq.replies import (
 )
 
 __all__ = ["TRANSIENT", "Argument", "Command", "Connection", "Lost", "Reply", "ServerError"]
-__all__ += ["explain", "pack"]
+__all__ += ["client_name", "explain", "pack"]
 
 Argument = bytes | str | int
 Command = Sequence[Argument]
@@ -59,16 +59,22 @@ def pack(commands: Iterable[Command]) -> bytes:
     return b"".join(parts)
 
 
+def client_name(name: str) -> str:
+    """Return a name as CLIENT LIST shows it: no space, and no letter that is not ASCII."""
+    return "".join(c if "!" <= c <= "~" else "_" for c in name)
+
+
 class Connection:
     """One connection to the server that a URL means.
 
     Args:
         url: the server, or those that know it.
-        name: shown in CLIENT LIST.
+        name: shown in CLIENT LIST, as far as Redis takes it: see `client_name`.
         key: a key in the slot that matters, for Redis Cluster.
 
     After `connect`, `client_id` is the number that CLIENT UNBLOCK takes, and `version` the
-    server's version as two numbers (0, 0 if the user may not ask).
+    server's version as two numbers (0, 0 if the user may not ask). `owner` is the address where the
+    slot was last, on Cluster: it is tried first.
     """
 
     def __init__(self, url: RedisURL, name: str, key: Argument = b"") -> None:
@@ -82,7 +88,7 @@ class Connection:
         self._socket: _socket.socket | None = None
         self._buffer = bytearray(_READ_BYTES)
         self._reader = _new_reader()
-        self._owner: tuple[str, int] | None = None  # on Cluster, where the slot was last
+        self.owner: tuple[str, int] | None = None
         self._connect_by = 0.0  # monotonic
         # What is raised when nothing can be read, and when the server has hung up.
         self._not_yet: tuple[type[OSError], ...] = (BlockingIOError,)
@@ -247,8 +253,8 @@ class Connection:
         elif self.url.scheme == "redis+sentinel":
             yield from self._masters()
         else:
-            if self._owner is not None:
-                yield self._owner
+            if self.owner is not None:
+                yield self.owner
             yield from self._hosts()
 
     def _hosts(self) -> Iterable[tuple[str, int]]:
@@ -294,8 +300,8 @@ class Connection:
             if not port.isdecimal():
                 raise Lost(f"Redis at {self.url} sent what is not its protocol: {moved}")
             address = (host or address[0], int(port))
-            self._owner = address
-        self._owner = None
+            self.owner = address
+        self.owner = None
         raise UnavailableError(f"Redis at {self.url} moves the key around: {moved}")
 
     def _open(self, address: tuple[str, int]) -> None:
@@ -336,9 +342,7 @@ class Connection:
         if self.url.db:
             commands.append(["SELECT", self.url.db])
         look = len(commands)
-        # Redis takes no name with a space or a letter that is not ASCII.
-        name = "".join(c if "!" <= c <= "~" else "_" for c in self.name)
-        commands.append(["CLIENT", "SETNAME", name])
+        commands.append(["CLIENT", "SETNAME", client_name(self.name)])
         commands.append(["CLIENT", "ID"])
         commands.append(["INFO", "server"])
         if self.url.scheme == "redis+sentinel":

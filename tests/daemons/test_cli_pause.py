@@ -189,10 +189,11 @@ def test_a_consumer_that_waits_stops_and_goes_on(
     assert consumer.running
 
 
+@pytest.mark.parametrize("group", ["bill ing@home", "auftr\u00e4ge"])
 def test_ends_reads_of_groups_with_odd_names(
-    wakeq: Wakeq, host: ConsumerHost, redis: RedisServer
+    wakeq: Wakeq, host: ConsumerHost, redis: RedisServer, group: str
 ) -> None:
-    host.configure(handler=host.handler("def handle(m): pass"), group="bill ing@home")
+    host.configure(handler=host.handler("def handle(m): pass"), group=group)
     host.start()
     wait_until(lambda: reading(host.redis))
     other = redis.client(client_name="wakeq-consumer/other@x")

@@ -11,6 +11,7 @@ from wakeq.cli.screen import print_json, readable
 from wakeq.cli.session import Session, warn
 from wakeq.errors import RefusedError, WakeqError
 from wakeq.scripts import Script
+from wakeq.wire import client_name
 
 _PAUSE_EXAMPLES = """\
   wakeq pause orders
@@ -104,7 +105,7 @@ def _unblock(session: Session, flag: str, groups: list[str]) -> None:
     A group of the same name of another stream is disturbed for nothing: it reads on.
     """
     # As wakeq.consumer.link names them; @ may stand in the name of a group, too.
-    starts = tuple(f"wakeq-consumer/{group}@".replace(" ", "_") for group in groups)
+    starts = tuple(client_name(f"wakeq-consumer/{group}@") for group in groups)
     try:
         with session.explaining():
             clients = session.call(flag, "CLIENT LIST", "TYPE", "NORMAL")

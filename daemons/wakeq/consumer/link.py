@@ -53,7 +53,7 @@ class Link(Pair):
         selector: Selector,
         report: Reporter,
     ) -> None:
-        name = f"wakeq-consumer/{member.group}@{member.consumer}".replace(" ", "_")
+        name = f"wakeq-consumer/{member.group}@{member.consumer}"
         super().__init__(service, name, member.stream, selector, report)
         self.position: Callable[[], bytes]
         self.on_up: Callable[[bool, bool], None]
