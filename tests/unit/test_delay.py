@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from wakeq.delay import agenda as module
@@ -31,6 +33,24 @@ def test_hastening_never_makes_it_later() -> None:
     assert agenda.next_ms() == 5
     agenda.hasten("a", 2)
     assert agenda.next_ms() == 2
+
+
+def test_looks_that_find_the_same_time_again_leave_nothing_behind() -> None:
+    agenda = Agenda()
+    agenda.put("first", 1e9)
+    agenda.put("orders", 2e9)
+    agenda.put("mail", 3e9)
+    tracemalloc.start()
+    try:
+        for now in range(10_000):
+            agenda.hasten("orders", now)
+            assert list(agenda.take(now)) == ["orders"]
+            agenda.put("orders", 2e9)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 100_000
+    assert list(agenda.take(4e9)) == ["first", "orders", "mail"]
 
 
 def test_what_is_dropped_from_the_agenda_does_not_come() -> None:

@@ -8,6 +8,9 @@ import heapq
 import time
 from collections.abc import Iterator
 
+# More entries of the heap that count no more than there are streams, and some, are swept out.
+_STALE = 64
+
 
 class Clock:
     """The clock of Redis, as far as known."""
@@ -36,6 +39,10 @@ class Agenda:
         if self._when.get(stream) != when_ms:
             self._when[stream] = when_ms
             heapq.heappush(self._heap, (when_ms, stream))
+            # A look puts a stream back to where it was; what is not at the top stays in the heap.
+            if len(self._heap) > 2 * len(self._when) + _STALE:
+                self._heap = [(when, name) for name, when in self._when.items()]
+                heapq.heapify(self._heap)
 
     def hasten(self, stream: str, when_ms: float) -> None:
         """Have a stream looked at at this time, if not before."""
