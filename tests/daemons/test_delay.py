@@ -17,7 +17,7 @@ from conftest import NotifySocket
 from delay_host import DelayHost
 from fault_proxy import FaultProxy
 from redis_servers import Cluster, RedisServer, Sentinels, wait_until
-from wakeq import keys
+from wakeq import Publisher, keys
 
 DATA, DELAYED = keys.delayed_data("orders"), keys.delayed("orders")
 RETRY = keys.retry("orders", "g")
@@ -81,15 +81,48 @@ def test_a_ring_in_the_middle_of_a_long_sleep_is_heard(
     assert host.left() == 1
 
 
+@pytest.mark.parametrize("due", [1, 1e15], ids=["due", "not due"])
 def test_a_stream_that_nobody_registered_is_found_by_its_ring_and_registered(
+    host: DelayHost, notify_socket: NotifySocket, due: float
+) -> None:
+    host.start("--recheck", "1h")
+    notify_socket.wait_for("READY=1")
+    host.put("1-0", due, "", "1-0", "body", "x", stream="mail")
+    host.ring("mail")
+    wait_until(lambda: host.redis.smembers(keys.STREAMS) == {b"mail"})
+    assert len(host.entries("mail")) == (due == 1)
+
+
+def test_a_stream_that_nobody_registered_is_found_although_its_first_look_failed(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    daemon = host.start("--recheck", "1h")
+    notify_socket.wait_for("READY=1")
+    host.put("1-0", 1, "", "1-0", "body", "x", stream="mail")
+    host.redis.config_set("maxmemory", 1)
+    host.ring("mail")
+    daemon.wait_log("Redis was lost")
+    host.redis.config_set("maxmemory", 0)
+    wait_until(lambda: host.entries("mail"))
+    wait_until(lambda: host.redis.smembers(keys.STREAMS) == {b"mail"})
+
+
+def test_rings_for_what_is_not_there_leave_nothing_behind(
     host: DelayHost, notify_socket: NotifySocket
 ) -> None:
     host.start("--recheck", "1h")
     notify_socket.wait_for("READY=1")
-    host.put("1-0", 1, "", "1-0", "body", "x", stream="mail")
-    host.ring("mail")
-    wait_until(lambda: host.entries("mail"))
-    wait_until(lambda: host.redis.smembers(keys.STREAMS) == {b"mail"})
+    # A channel is that of all databases.
+    with Publisher(f"{host.url}?db=1") as elsewhere:
+        elsewhere.publish("letters", "x", delay=3600)
+    for number in range(100):
+        host.ring(f"foreign{number}")
+    # The second is published after the turn in which the rings are heard at the latest.
+    for count in (1, 2):
+        host.publish(delay=0.01)
+        wait_until(lambda count=count: len(host.entries()) == count)
+    notify_socket.wait_for("STATUS=0 delayed in 1 streams, 2 moved, 0/s")
+    assert host.redis.smembers(keys.STREAMS) == {b"orders"}
 
 
 def test_finds_what_was_delayed_before_it_started(host: DelayHost) -> None:

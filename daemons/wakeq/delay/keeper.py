@@ -48,7 +48,6 @@ class Keeper:
         self._lost = False  # and logged
         self._retry: Timer | None = None
         self._rung: set[bytes] = set()
-        self._unregistered: set[str] = set()
         self._said_at = self._said_moved = 0.0
         self._said_figures: tuple[object, ...] = ()
         self._said_timer: Timer | None = None
@@ -110,10 +109,7 @@ class Keeper:
             found.update(filter(None, map(self._name, names)))
             if cursor == b"0":
                 break
-        self._promoter.retire(found)
-        # What somebody has taken out of the registry, and still has delayed messages.
-        self._unregistered |= self._promoter.streams.keys() - found
-        self._promoter.look({*found, *self._promoter.streams})
+        self._promoter.look_at_all(found)
 
     def _name(self, raw: bytes) -> str:
         """Return a stream's name; empty, if it cannot be one."""
@@ -125,13 +121,12 @@ class Keeper:
     def _answer_bell(self) -> None:
         names = set(filter(None, map(self._name, self._rung)))
         self._rung.clear()
-        self._unregistered |= names - self._promoter.streams.keys()
         self._promoter.look(names)
 
     def _register(self) -> None:
         """Put streams into the registry, so that they are found without a ring, too."""
-        names = sorted(self._unregistered)
-        self._unregistered.clear()
+        names = sorted(self._promoter.unregistered)
+        self._promoter.unregistered.clear()
         for start in range(0, len(names), _REGISTER_MOST):
             part = names[start : start + _REGISTER_MOST]
             reply = self._link.call(keys.STREAMS, "SADD", keys.STREAMS, *part)
@@ -147,7 +142,7 @@ class Keeper:
             self._answer_bell()
         self._promoter.send()
         self._repairer.send()
-        if self._unregistered:
+        if self._promoter.unregistered:
             self._register()
         self._see_whether_up()
         figures = (self._promoter.moved, self._promoter.delayed, *self._repairer.figures())

@@ -54,6 +54,7 @@ class Promoter:
         repairs: retries wait for a repair instead of being delivered.
         on_repair: called when a stream has such ones, and when the first may be handed out (ms).
         streams: all that are known, by name.
+        unregistered: those that are to be put into the registry: something was delayed there.
         moved: how many messages were moved to a stream.
     """
 
@@ -61,6 +62,7 @@ class Promoter:
         self.repairs = False
         self.on_repair: Callable[[Stream, float], None]
         self.streams: dict[str, Stream] = {}
+        self.unregistered: set[str] = set()
         self.moved = 0
         self.tell = tell
         self._loop = loop
@@ -73,6 +75,7 @@ class Promoter:
         self._unseen: set[str] = set()  # to be looked at, never mind when something is due
         self._away: dict[str, Backoff] = {}  # on servers that cannot be reached, on Cluster
         self._reported: set[tuple[str, str]] = set()
+        self._stranger_looked = 0.0
         self._timer: Timer | None = None
 
     @property
@@ -101,21 +104,28 @@ class Promoter:
             stream = self.streams.get(name)
             if stream is None:
                 stream = self.streams[name] = Stream(name)
+                # Strangers are forgotten once looked at: their pace is that of all of them.
+                stream.looked = self._stranger_looked
             self._unseen.add(name)
             self._agenda.hasten(name, self._paced(stream))
 
-    def retire(self, names: set[str]) -> None:
-        """Forget streams that are not among these and have nothing delayed."""
-        for name in [n for n, stream in self.streams.items() if not stream.delayed]:
-            if name not in names and name not in self._unseen:
-                del self.streams[name]
-                self._agenda.drop(name)
+    def look_at_all(self, registered: set[str]) -> None:
+        """Look at the streams of the registry, and those beside that have something delayed."""
+        for name, stream in list(self.streams.items()):
+            stream.registered = name in registered
+            if name not in self._unseen and name not in self._away:
+                self._dismiss(stream)
+        self.look({*registered, *self.streams})
+        for name in registered:
+            self.streams[name].registered = True
 
     def forget(self) -> None:
         """Plan nothing any more: Redis is lost."""
         self._agenda.clear()
-        self._unseen.clear()
+        # What was rung for and not looked at yet may be in no registry.
+        self._unseen.update(self._away)
         self._away.clear()
+        self.unregistered.clear()
 
     def send(self) -> None:
         """Look at what it is time for: the end of a turn."""
@@ -188,6 +198,20 @@ class Promoter:
         if strays > 0 and not stream.sweeping:
             stream.sweeping = True
             self._loop.after(0, partial(self._sweep, stream, b"0"))
+        if not stream.registered and (stream.delayed or moved):
+            stream.registered = True
+            self.unregistered.add(stream.name)
+        self._dismiss(stream)
+
+    def _dismiss(self, stream: Stream) -> None:
+        """Forget a stream that has nothing delayed, unless it is in the registry.
+
+        Anybody may ring with any name, and the doorbell is that of all databases.
+        """
+        if not (stream.registered or stream.delayed):
+            self._stranger_looked = max(self._stranger_looked, stream.looked)
+            del self.streams[stream.name]
+            self._agenda.drop(stream.name)
 
     def _seen(self, stream: Stream) -> None:
         self._unseen.discard(stream.name)
@@ -212,7 +236,10 @@ class Promoter:
             self._unreachable([stream], failure)
             return None
         self._seen(stream)
-        self._report(stream, "", str(error))
+        # Of a stranger's name nothing is known but that somebody rang with it.
+        if stream.registered or stream.delayed:
+            self._report(stream, "", str(error))
+        self._dismiss(stream)
         return None
 
     def _unreachable(self, streams: list[Stream], error: UnavailableError) -> None:
