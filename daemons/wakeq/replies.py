@@ -22,6 +22,8 @@ TRANSIENT = frozenset(
         *("OOM", "MISCONF", "NOREPLICAS", "UNBLOCKED", "MOVED", "ASK"),
     )
 )
+# What NOPERM says of a key, before Redis 7.2 and since then; it may be of a command or channel.
+_OF_KEY = ("access one of the keys", "access a key")
 _FLOOR = (7, 0)
 _REFUSED = frozenset(("NOAUTH", "WRONGPASS", "NOPERM", "DENIED"))
 
@@ -46,6 +48,11 @@ class Lost(UnavailableError):
     """
 
     replies: Sequence[Reply] = ()
+
+
+def is_of_key(error: ServerError) -> bool:
+    """Tell whether the server permits the user all but a key: others may be permitted."""
+    return error.code == "NOPERM" and any(words in str(error) for words in _OF_KEY)
 
 
 def explain(error: ServerError, where: object) -> WakeqError:

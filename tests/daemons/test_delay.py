@@ -316,6 +316,26 @@ def test_a_stream_that_is_none_holds_up_only_its_own_messages(
     wait_until(lambda: host.entries(RETRY))
 
 
+def test_a_stream_that_the_user_may_not_touch_holds_up_no_other(
+    host: DelayHost, notify_socket: NotifySocket
+) -> None:
+    acl = ("on", ">pw", "+@all", "&*", f"~{keys.OWN}*", "~orders*")
+    host.redis.execute_command("ACL", "SETUSER", "clerk", *acl)
+    streams = [f"{kind}{number}" for number in range(50) for kind in ("bills", "orders")]
+    for stream in streams:
+        host.publish(stream, at=datetime.now(UTC) - timedelta(days=1))
+    host.env["WAKEQ_REDIS_URL"] = host.url.replace("unix://", "unix://clerk:pw@")
+    daemon = host.start("--recheck", "1s")
+    notify_socket.wait_for("READY=1")
+    wait_until(lambda: all(host.entries(f"orders{number}") for number in range(50)))
+    daemon.wait_log("a stream cannot be looked at", 50)
+    before = scans(host)
+    wait_until(lambda: scans(host) > before + 1)  # looked at again
+    assert len(daemon.lines) == 50
+    host.redis.execute_command("ACL", "SETUSER", "clerk", "~bills*")
+    wait_until(lambda: all(host.entries(f"bills{number}") for number in range(50)))
+
+
 def test_logs_each_message_for_who_follows_it(host: DelayHost) -> None:
     host.fail(7)
     daemon = host.start("--log-level", "debug")

@@ -21,6 +21,7 @@ from wakeq.delay.stream import Stream
 from wakeq.errors import UnavailableError
 from wakeq.journal import Log
 from wakeq.loop import Loop, Timer
+from wakeq.replies import is_of_key
 from wakeq.scripts import Script
 from wakeq.wire import TRANSIENT, Connection, Reply, ServerError, explain
 
@@ -228,7 +229,8 @@ class Promoter:
             self._link.forget(stream.name)
             self._agenda.put(stream.name, self._clock.now_ms() + _MOVING_MS)
             return None
-        if error.code in TRANSIENT or error.code in ("NOPERM", "NOAUTH"):
+        refused = error.code in ("NOPERM", "NOAUTH") and not is_of_key(error)
+        if error.code in TRANSIENT or refused:
             failure = explain(error, self._link.url)
             if not (self._link.cluster and isinstance(failure, UnavailableError)):
                 return failure
