@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from wakeq import keys
+from wakeq.errors import UnavailableError
 from wakeq.loop import Loop
 from wakeq.redis_url import RedisURL
 from wakeq.scripts import Script
@@ -19,6 +20,14 @@ _PUSHED_MOST = 1 << 60
 # The server may close what is idle (its setting `timeout`): a connection that breaks after such a
 # pause is tried once more before it counts as lost.
 _IDLE_SECONDS = 1.0
+_ANSWER_SECONDS = 15.0
+# A server that says nothing for so long is not asked again at once: systemd waits for its watchdog.
+# Where there are others, they do not wait longer for its answer either, nor so long for it to
+# accept a connection.
+_SILENT_SECONDS = 5.0
+_CONNECT_SECONDS = 3.0
+# Of the time, so much is at most spent on the connections that a silent server does not accept.
+_CONNECT_SHARE = 0.25
 
 Request = tuple[Sequence[Argument], Sequence[Argument]]  # keys, arguments
 
@@ -40,6 +49,7 @@ class Link:
         self._of_key: dict[str, Connection] = {}
         self._of_node: dict[bytes, Connection] = {}
         self._used: dict[Connection, float] = {}
+        self._spared: dict[str, float] = {}  # address -> until when (monotonic) it is not tried
 
     @property
     def cluster(self) -> bool:
@@ -62,24 +72,76 @@ class Link:
         self._bell_fd = self._bell.fileno()
         self._loop.watch(self._bell_fd, self._hear)
 
+    def has(self, key: str) -> bool:
+        """Tell whether there is a connection to the server that has a key, as far as known."""
+        found = self._of_key.get(key if self.cluster else "")
+        return found is not None and found.connected
+
     def connection(self, key: str) -> Connection:
         """Return a connection to the server that has a key.
 
         Raises:
-            WakeqError: it cannot be reached.
+            WakeqError: it cannot be reached; or it could not a moment ago, and is not tried now.
         """
         key = key if self.cluster else ""
         found = self._of_key.get(key)
         if found is None:
-            found = Connection(self.url, _NAME, key)
-            found.connect()
-            if self.cluster:
-                node = self._node(found)
-                if node in self._of_node:
-                    found.close()
-                found = self._of_node.setdefault(node, found)
-            self._of_key[key] = found
+            found = self._of_key[key] = self._found(key) if self.cluster else self._connected(key)
         return found
+
+    def _found(self, key: str) -> Connection:
+        """Return a connection to the server of a Cluster that has a key."""
+        there, address = self._ask_around(key)
+        if there is not None:
+            return there
+        began = time.monotonic()
+        if began < self._spared.get(address, 0.0):
+            raise UnavailableError(f"Redis at {self.url} did not answer in time: {address}")
+        try:
+            return self._enter(self._connected(key, address))
+        except UnavailableError:
+            now = time.monotonic()
+            self._spared[address] = now + (now - began) * (1 / _CONNECT_SHARE - 1)
+            raise
+
+    def _ask_around(self, key: str) -> tuple[Connection | None, str]:
+        """Return a connection to who has a key, or the address that another server gives."""
+        live = [connection for connection in self._of_node.values() if connection.connected]
+        if not live:
+            return None, ""
+        # Who has answered last is the likeliest to answer.
+        asked = max(live, key=lambda connection: self._used.get(connection, 0.0))
+        try:
+            asked.call("EXISTS", key, timeout=_CONNECT_SECONDS)
+        except ServerError as error:
+            # "MOVED 3999 127.0.0.1:6381"
+            return None, str(error).rpartition(" ")[2] if error.code == "MOVED" else ""
+        except Lost:
+            return None, ""
+        return asked, ""
+
+    def _connected(self, key: str, address: str = "") -> Connection:
+        connection = Connection(self.url, _NAME, key)
+        host, _, port = address.rpartition(":")
+        if host and port.isdecimal():
+            connection.owner = (host, int(port))
+        connection.connect(self._connect_seconds())
+        return connection
+
+    def _connect_seconds(self) -> float:
+        return _CONNECT_SECONDS if self._of_node else 0.0
+
+    def _enter(self, connection: Connection) -> Connection:
+        """Return the one connection to the server of a Cluster that a new one leads to."""
+        node = self._node(connection)
+        other = self._of_node.get(node)
+        if other is None or not other.connected:
+            self._of_node[node] = connection
+            return connection
+        connection.close()
+        self._used.pop(connection, None)
+        self._of_key = {k: other if c is connection else c for k, c in self._of_key.items()}
+        return other
 
     def _node(self, connection: Connection) -> bytes:
         try:
@@ -117,16 +179,26 @@ class Link:
         Raises:
             UnavailableError: the connection broke; any of it may have been carried out.
         """
-        idle = time.monotonic() - self._used.get(connection, 0.0) > _IDLE_SECONDS
+        began = time.monotonic()
+        idle = began - self._used.get(connection, 0.0) > _IDLE_SECONDS
+        seconds = _SILENT_SECONDS if self.cluster else _ANSWER_SECONDS
         try:
-            replies = connection.call_many(commands)
+            replies = connection.call_many(commands, seconds)
         except Lost:
-            if not idle:
+            if not idle or time.monotonic() - began >= _SILENT_SECONDS:
                 raise
-            connection.connect()
-            replies = connection.call_many(commands)
+            connection = self._again(connection)
+            replies = connection.call_many(commands, seconds)
         self._used[connection] = time.monotonic()
         return replies
+
+    def _again(self, connection: Connection) -> Connection:
+        """Connect once more; on Cluster, the key may have moved to another server meanwhile."""
+        connection.connect(self._connect_seconds())
+        if not self.cluster:
+            return connection
+        self._of_node = {n: c for n, c in self._of_node.items() if c is not connection}
+        return self._enter(connection)
 
     def forget(self, key: str) -> None:
         """Ask anew which server has a key: it has moved, or its server is gone."""
@@ -139,12 +211,14 @@ class Link:
     def close(self) -> None:
         """Close all connections."""
         self._loop.forget(self._bell_fd)
+        self._bell_fd = -1  # it may be somebody else's by the next time
         self._bell.close()
         for connection in {*self._of_key.values(), *self._of_node.values()}:
             connection.close()
         self._of_key.clear()
         self._of_node.clear()
         self._used.clear()
+        self._spared.clear()
 
     def _hear(self) -> None:
         for reply in self._bell.receive():

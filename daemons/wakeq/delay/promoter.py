@@ -39,6 +39,8 @@ _REPORTED_MOST = 10_000
 # A timer that is cancelled stays with the loop until its time: not for years.
 _SLEEP_SECONDS = 10.0
 _EARLY_SECONDS = 0.0005
+# Between two turns the watchdog is fed.
+_WAITED_SECONDS = 0.5
 
 
 class Promoter:
@@ -130,18 +132,33 @@ class Promoter:
 
     def send(self) -> None:
         """Look at what it is time for: the end of a turn."""
-        due = islice(self._agenda.take(self._clock.now_ms()), _STREAMS_MOST)
-        groups: dict[Connection, list[Stream]] = {}
-        for name in list(due):
-            try:
-                connection = self._link.connection(name)
-            except UnavailableError as error:
-                self._unreachable([self.streams[name]], error)
-            else:
-                groups.setdefault(connection, []).append(self.streams[name])
-        for connection, streams in groups.items():
-            self._look(connection, streams)
+        names = list(islice(self._agenda.take(self._clock.now_ms()), _STREAMS_MOST))
+        # Where a connection is missing, a server may be silent: the others do not wait for that.
+        known = [name for name in names if self._link.has(name)]
+        self._look_at([self.streams[name] for name in known])
+        self._look_at([self.streams[name] for name in names if name not in known])
         self._set_timer()
+
+    def _look_at(self, streams: list[Stream]) -> None:
+        """Look at streams; once there was a server to wait for, the next turn has the others."""
+        began = time.monotonic()
+        groups: dict[Connection, list[Stream]] = {}
+        for stream in streams:
+            if time.monotonic() - began > _WAITED_SECONDS:
+                self._agenda.put(stream.name, 0.0)
+                continue
+            try:
+                connection = self._link.connection(stream.name)
+            except UnavailableError as error:
+                self._unreachable([stream], error)
+            else:
+                groups.setdefault(connection, []).append(stream)
+        for connection, group in groups.items():
+            if time.monotonic() - began > _WAITED_SECONDS:
+                for stream in group:
+                    self._agenda.put(stream.name, 0.0)
+            else:
+                self._look(connection, group)
 
     def _set_timer(self) -> None:
         """Have a turn when it is time for the next one."""
