@@ -330,11 +330,11 @@ class Life(RuleBasedStateMachine):
     def is_late(self, worker: str, message: RoomMessage) -> bool:
         """Tell whether a message is for whom its client was before it left, or joined anew.
 
-        That may come from a worker alone that has not heard of it yet.
+        That may come from a worker alone that has not heard of it yet, or had read it before.
         """
-        seat = self.desks[worker].seats[message.client]
+        seat = self.desks[worker].seats.get(message.client)
         member = self.model.state.members.get(message.client)
-        if member is None or member.worker != worker:
+        if seat is None or member is None or member.worker != worker:
             return True
         is_new = message.oob or message.id in self.model.begun[member.joined :]
         return not is_new and member != Member(worker, seat.mode, seat.since, seat.joined)

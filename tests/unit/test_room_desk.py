@@ -290,9 +290,28 @@ def test_what_waits_of_the_log_is_not_given_to_who_has_left(desk: Desk) -> None:
     first = desk.next_read()
     assert isinstance(first, RoomMessage)
     desk.begin_leave("b")
+    desk.end_leave("b")
     desk.finish(first)
     assert (first.client, given_from_log(desk)) == ("a", [("a", read_message(raw(2)).id)])
     assert desk.read_from == (2, 2)
+
+
+@pytest.mark.parametrize("how", ["another worker has it", "leaving fails"])
+def test_what_waits_of_the_log_is_given_to_who_has_no_seat_and_has_not_left(
+    desk: Desk, how: str
+) -> None:
+    desk.hear(0, 2, 0, V)
+    desk.next_read()
+    desk.take_read(read(2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    if how == "leaving fails":
+        desk.begin_leave("b")
+        desk.end_leave("b", has_left=False)
+    else:
+        desk.doubt_look()
+        desk.take_look(next_ask(desk), look(version=V + 1, logged=2, members=[b"a"]))
+        assert desk.ejected == [("b", "")]
+    ids = [read_message(raw(number)).id for number in (1, 2)]
+    assert given_from_log(desk) == [(client, each) for each in ids for client in "ab"]
 
 
 @pytest.mark.parametrize("mode", [b"sync", b"async"])

@@ -128,7 +128,7 @@ class AsyncFanoutWorker:
         await asyncio.sleep(0)  # what was acknowledged just now is known by then
         desk = self._office.desk(room)
         desk.begin_leave(client_id)
-        unanswered = desk.unanswered(client_id)
+        unanswered, has_left = desk.unanswered(client_id), False
         try:
             if unanswered:
                 # Behind the leave they would not count, and the message might be back in line.
@@ -137,10 +137,11 @@ class AsyncFanoutWorker:
                 unanswered = []
                 self._office.tally.acknowledged += counted
             await self._drive(core.unsubscribe(room, client_id))
+            has_left = True
         finally:
             for message_id in unanswered:
                 desk.acknowledge(client_id, message_id)
-            desk.end_leave(client_id)
+            desk.end_leave(client_id, has_left)
             self._serve(room)
 
     def metrics(self) -> WorkerMetrics:

@@ -6,20 +6,18 @@ and the log are two lines of work beside each other, so that what is out-of-band
 handler of a round; each of them is for one caller at a time.
 """
 
-import time
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from math import inf
 from typing import Any
 
 from wakeq.backoff import Growth
+from wakeq.fanout.acks import Acks
 from wakeq.fanout.delivery import Ask, Handout, RoomMessage, Seat
 from wakeq.fanout.records import Queued, read_message
-from wakeq.fanout.rooms import CLIENTS_MOST, failures
+from wakeq.fanout.rooms import failures
 from wakeq.fanout.tally import Tally
 
-# An acknowledgement waits at most so long for others to go with.
-_LATE_SECONDS = 0.003
 _GONE = {"not-subscribed", "timed-out", "taken-over"}
 GROWTH = Growth(0.1, 2.0, 30.0)
 
@@ -58,11 +56,10 @@ class Desk:
         self._told_done: int | None = None
         self._todo: deque[Handout] = deque()
         self._log_todo: deque[tuple[int, RoomMessage]] = deque()
-        self._acks: dict[str, dict[str, None]] = {}  # the clients of each id, in order
-        self._acks_since = 0.0
-        self._asked: list[Ask] = []  # acknowledgements that no reply has come to
+        self._acks = Acks()
         self._reasons: dict[str, str] = {}
         self._leaving: set[str] = set()
+        self._left: set[str] = set()  # since the log was read
         self._edits = 0
 
     # -- what there is to do -----------------------------------------------------------------
@@ -72,7 +69,7 @@ class Desk:
         """Tell whether the worker has no clients there, and nothing to do."""
         busy = self.is_served or self.is_read or self.has_step or self.has_read
         told = self.ejected or self.reports
-        return self.is_ours and not (busy or self.seats or self.retries or told or self._asked)
+        return self.is_ours and not (busy or self.seats or self.retries or told or self._acks.asked)
 
     @property
     def has_step(self) -> bool:
@@ -96,7 +93,7 @@ class Desk:
 
     def next_step(self) -> Ask | RoomMessage | None:
         """Return what to do next for the rounds."""
-        if not self._todo or self._acks_are_late:
+        if not self._todo or self._acks.are_late:
             return self._next_ask()
         found = self._todo[0].next(self.room)
         if not self._todo[0].clients:
@@ -107,18 +104,9 @@ class Desk:
         """Return what to do next for the rounds, for who hands a message out to all at once."""
         return self._todo.popleft() if self._todo else self._next_ask()
 
-    @property
-    def _acks_are_late(self) -> bool:
-        return bool(self._acks) and time.monotonic() - self._acks_since >= _LATE_SECONDS
-
     def _next_ask(self) -> Ask | None:
         if self._acks:
-            message_id = next(iter(self._acks))
-            clients = list(self._acks.pop(message_id))
-            if rest := clients[CLIENTS_MOST:]:
-                self._acks[message_id] = dict.fromkeys(rest)
-            self._asked.append(Ask("ack", message_id, clients[:CLIENTS_MOST]))
-            return self._asked[-1]
+            return self._acks.next()
         if self._wants_look:
             self._wants_look = False
             names = [client for client, seat in self.seats.items() if seat.mode == "sync"]
@@ -129,7 +117,8 @@ class Desk:
         """Return what to do next for the log."""
         while self._log_todo:
             number, message = self._log_todo[0]
-            if (seat := self.seats.get(message.client)) and seat.takes(number, message.oob):
+            seat = self.seats.get(message.client)  # without one, another worker may have it now
+            if seat.takes(number, message.oob) if seat else message.client not in self._left:
                 return message
             self.finish(message)  # who it is for has left since, and may have joined anew
         if self.is_ours and self._reads_on:
@@ -201,9 +190,11 @@ class Desk:
         self.seats.pop(client, None)
         self._hand_out_only_to(self.seats)
 
-    def end_leave(self, client: str) -> None:
-        """Believe again what Redis says of a client; it has left."""
+    def end_leave(self, client: str, has_left: bool = True) -> None:
+        """Believe again what Redis says of a client; it has left, or that failed."""
         self._leaving.discard(client)
+        if has_left and self._log_todo:
+            self._left.add(client)
         self._edits += 1
         self.version, self._wants_look = -1, True
 
@@ -265,8 +256,7 @@ class Desk:
         `repeated`: they were sent again, so what says that it was done may be from the first time.
         """
         failed, version, rounds, logged, late, raw, now_us = reply
-        if ask in self._asked:
-            self._asked.remove(ask)
+        self._acks.take(ask)
         found = self.take_failures(failed) if failed else []
         known = ("doubled", "not-outstanding") if repeated else ("doubled",)
         in_vain = [client for client, code in found if code not in known]
@@ -289,10 +279,7 @@ class Desk:
     def put_back(self, ask: Ask) -> None:
         """Ask that again: there was no reply."""
         if ask.what == "ack":
-            if ask in self._asked:
-                self._asked.remove(ask)
-            later = self._acks.get(ask.message_id, {})
-            self._acks[ask.message_id] = dict.fromkeys([*ask.clients, *later])
+            self._acks.put_back(ask)
         else:
             self.doubt()
 
@@ -304,6 +291,8 @@ class Desk:
             self._wants_look = True
             return
         self._told_done = self._done
+        if not self._log_todo:
+            self._left.clear()
         read = after if self._read is None else self._read
         rows = iter(entries)
         for number, rounds, raw in zip(rows, rows, rows, strict=True):
@@ -365,19 +354,11 @@ class Desk:
 
     def acknowledge_all(self, clients: Iterable[str], message_id: str) -> None:
         """Have the acknowledgements of some clients sent."""
-        if not self._acks:
-            self._acks_since = time.monotonic()
-        self._acks.setdefault(message_id, {}).update(dict.fromkeys(clients))
+        self._acks.add(clients, message_id)
 
     def unanswered(self, client: str) -> list[str]:
         """Return what a client has acknowledged, and Redis not confirmed: the caller's to send."""
-        found = [ask.message_id for ask in self._asked if client in ask.clients]
-        for message_id in [each for each, clients in self._acks.items() if client in clients]:
-            found.append(message_id)
-            del self._acks[message_id][client]
-            if not self._acks[message_id]:
-                del self._acks[message_id]
-        return found
+        return self._acks.unanswered(client)
 
     def finish(self, message: RoomMessage) -> None:
         """Have one of the log done, whatever became of it."""

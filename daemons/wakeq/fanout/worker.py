@@ -168,7 +168,7 @@ class FanoutWorker:
         with self._lock:
             desk = self._office.desk(room)
             desk.begin_leave(client_id)
-            unanswered = desk.unanswered(client_id)
+            unanswered, has_left = desk.unanswered(client_id), False
         try:
             if unanswered:
                 # Behind the leave they would not count, and the message might be back in line.
@@ -178,11 +178,12 @@ class FanoutWorker:
                 with self._lock:
                     self._office.tally.acknowledged += counted
             drive(self._servers, core.unsubscribe(room, client_id))
+            has_left = True
         finally:
             with self._lock:
                 for message_id in unanswered:
                     desk.acknowledge(client_id, message_id)
-                desk.end_leave(client_id)
+                desk.end_leave(client_id, has_left)
             self._serve(room)
 
     def metrics(self) -> WorkerMetrics:
