@@ -14,6 +14,7 @@ import pytest
 
 from conftest import NotifySocket
 from redis_servers import RedisServer, wait_until
+from wakeq import keys
 from wakeup_host import WakeupHost
 
 ASLEEP = "STATUS=watching 1 consumers: 1 asleep, 0 awake, 0 backing off; {} wakes"
@@ -48,6 +49,25 @@ def test_a_consumer_that_dies_after_each_wake_is_backed_off_until_it_works(
     orders.sleep()
     daemon.wait_log("consumer recovered")
     assert daemon.count("consumer is backed off") == 1
+
+
+def test_streams_that_the_user_may_not_touch_hold_up_no_other(
+    host: WakeupHost, notify_socket: NotifySocket
+) -> None:
+    acl = ("on", ">pw", "+@all", "&*", f"~{keys.OWN}*", "~orders*")
+    host.redis.execute_command("ACL", "SETUSER", "clerk", *acl)
+    host.env["WAKEQ_REDIS_URL"] = host.env["WAKEQ_REDIS_URL"].replace("://", "://clerk:pw@")
+    orders = [host.consumer(f"orders{number}") for number in range(5)]
+    bills = [host.consumer(f"bills{number}") for number in range(3)]
+    daemon = host.start("--recheck=1s")
+    notify_socket.wait_for("READY=1")
+    daemon.wait_log("stream cannot be watched", times=3)
+    for consumer in (*orders, *bills):
+        host.redis.xadd(consumer.stream, {"a": "b"})
+    host.wait_woken(orders)
+    host.redis.execute_command("ACL", "SETUSER", "clerk", "~bills*")
+    host.wait_woken(bills)
+    assert daemon.count("Redis was lost") == 0
 
 
 def test_a_consumer_that_reads_and_dies_has_made_no_progress(host: WakeupHost) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from wakeq import keys
+from wakeq.replies import is_of_key
 from wakeq.scripts import Script
 from wakeq.wakeup.group import LEFT, Group, Look, Sleeper
 from wakeq.wakeup.lines import Lines
@@ -86,6 +87,9 @@ class Prober:
         self, asked: Asked, names: list[Argument], arguments: list[Argument], reply: Reply
     ) -> None:
         if isinstance(reply, ServerError):
+            if is_of_key(reply):
+                self._not_permitted(asked, reply)
+                return
             if reply.code != "NOSCRIPT":
                 raise explain(reply, self._lines.url)
             whole = self._backlog.whole(names, arguments)
@@ -99,6 +103,16 @@ class Prober:
                 self._make(group)
             else:
                 self._tell(group, look)
+
+    def _not_permitted(self, asked: Asked, error: ServerError) -> None:
+        """Find out of which groups this is: the others are looked at."""
+        self._requests -= 1
+        if len(asked) == 1:
+            self._tell(asked[0][0], Look([str(error).encode()], []))
+            return
+        middle = len(asked) // 2
+        self._request(asked[:middle])
+        self._request(asked[middle:])
 
     def _tell(self, group: Group, look: Look) -> None:
         group.looking = False
