@@ -10,6 +10,7 @@ from wakeq.delay import agenda as module
 from wakeq.delay.agenda import Agenda, Clock
 from wakeq.delay.failed import FailedMessage
 from wakeq.delay.repair import answer
+from wakeq.replies import ServerError, is_of_key
 from wakeq.worker import Inbox, packed
 
 
@@ -114,3 +115,18 @@ def test_an_error_of_a_repair_is_told_in_one_line() -> None:
     assert text.startswith("ValueError: two lines xxx")
     assert len(text) == 1000
     assert "test_delay.py" in trace
+
+
+@pytest.mark.parametrize(
+    ("text", "of_key"),
+    [
+        # Redis 7.0; 7.2 and Valkey.
+        ("NOPERM this user has no permissions to access one of the keys used as arguments", True),
+        ("NOPERM No permissions to access a key", True),
+        ("NOPERM User clerk has no permissions to run the 'evalsha' command", False),
+        ("NOPERM No permissions to access a channel", False),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+    ],
+)
+def test_tells_a_key_that_is_not_permitted_from_all_else(text: str, of_key: bool) -> None:
+    assert is_of_key(ServerError(text)) == of_key
