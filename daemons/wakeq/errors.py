@@ -52,6 +52,10 @@ class RefusedError(WakeqError):
     exit_code = EX_NOPERM
 
 
+class KeyRefusedError(RefusedError):
+    """Redis permits the user all but a key; others may be permitted."""
+
+
 class UnavailableError(WakeqError):
     """Redis cannot be reached, or cannot answer now; trying again may help."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wakeq.errors import ConfigError, RefusedError, UnavailableError, WakeqError
+from wakeq.errors import ConfigError, KeyRefusedError, RefusedError, UnavailableError, WakeqError
 from wakeq.redis_url import RedisURL
 
 TYPE_CHECKING = False  # typing itself takes longer to import than it is worth here
@@ -63,7 +63,8 @@ def explain(error: ServerError, where: object) -> WakeqError:
             " or the password into the credential wakeq.redis-password"
         )
     if error.code in _REFUSED:
-        return RefusedError(f"Redis at {where} does not permit this user: {error}")
+        kind = KeyRefusedError if is_of_key(error) else RefusedError
+        return kind(f"Redis at {where} does not permit this user: {error}")
     if error.code == "WRONGTYPE":
         return ConfigError(f"Redis at {where} holds something other than a stream: {error}")
     if error.code in TRANSIENT or "max number of clients" in str(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from redis_servers import wait_until
 from wakeq.fanout.core import Core
 from wakeq.fanout.delivery import Ask, RoomMessage
 from wakeq.fanout.desk import Desk
+from wakeq.fanout.gateway import Gateway
 from wakeq.fanout.office import FanoutTerms, Office
 from wakeq.fanout.records import read_message
 from wakeq.fanout.rooms import Rooms, encode, failures, refused
@@ -296,6 +298,16 @@ def test_what_waits_of_the_log_is_not_given_to_who_has_left(desk: Desk) -> None:
     assert desk.read_from == (2, 2)
 
 
+def test_what_waits_of_the_log_is_not_given_to_who_was_timed_out(desk: Desk) -> None:
+    desk.hear(0, 2, 0, V)
+    desk.next_read()
+    desk.take_read(read(2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    desk.take_failures([b"b", b"timed-out"])
+    desk.take_look(next_ask(desk), look(version=V + 1, logged=2, members=[b"a"]))
+    assert desk.ejected == [("b", "timed-out")]
+    assert given_from_log(desk) == [("a", read_message(raw(number)).id) for number in (1, 2)]
+
+
 @pytest.mark.parametrize("how", ["another worker has it", "leaving fails"])
 def test_what_waits_of_the_log_is_given_to_who_has_no_seat_and_has_not_left(
     desk: Desk, how: str
@@ -435,3 +447,21 @@ def test_a_script_is_sent_whole_once_and_again_when_it_is_missing() -> None:
     assert request.send_whole()
     assert request.command[0] == b"EVAL"
     assert not request.send_whole()
+
+
+def test_a_gateway_passes_over_what_waits_for_who_has_hung_up() -> None:
+    desk = Desk("r", Tally(), reports=False)
+    desk.take_look(next_ask(desk), look(members=[b"b"], logged=1))
+    desk.next_read()
+    desk.take_read(read(1, 0, 1, 0, raw(1)))
+    desk.begin_leave("b")
+    left: list[object] = []
+    gateway: Any = object.__new__(Gateway)
+    gateway.office = SimpleNamespace(desks={"r": desk})
+    gateway._members, gateway._door = {}, SimpleNamespace(behind=[])
+    gateway.leaver = SimpleNamespace(is_about=lambda _room: True)
+    gateway.leave = lambda *who: left.append(who)
+    gateway._ask = lambda *_: None
+    gateway._serve("r")
+    # A second leave would take it out again if it comes back meanwhile.
+    assert (left, desk.has_read) == ([], False)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from wakeq.errors import ConfigError, UnavailableError
 from wakeq.loop import Loop
 from wakeq.service import RUN
-from wakeq.worker import Worker, receive
+from wakeq.worker import Worker, receive, spawn
 
 # It answers, and forks one that keeps its end of the socket, before it ends.
 _FORKS = """
@@ -47,6 +50,21 @@ def test_the_end_of_a_process_is_told_after_what_it_said_although_a_child_lives_
                 os.kill(child, signal.SIGKILL)
     assert [said and said[0] for said in answers] == ["child", None]
     assert worker.fileno() == -1
+
+
+def test_an_interpreter_that_cannot_be_run_is_told_from_a_host_without_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").write_text("")
+    with pytest.raises(ConfigError, match=r"python .*/python cannot be run: Permission denied"):
+        spawn([str(tmp_path / "python")])
+
+    def no_room() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("socket.socketpair", no_room)
+    with pytest.raises(UnavailableError, match="no process can be started: Too many open files"):
+        spawn([sys.executable])
 
 
 def test_a_daemon_that_ends_before_it_has_read_all_has_hung_up() -> None:

@@ -230,6 +230,6 @@ class Crew:
             return
         try:
             worker.start(_CAREFUL)
-        except UnavailableError as error:
+        except (UnavailableError, ConfigError) as error:
             self._log.error("a worker cannot start", consumer=worker.id, error=str(error))
             self._loop.after(self._backoffs[worker].next(), partial(self._start_again, worker))

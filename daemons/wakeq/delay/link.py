@@ -11,6 +11,7 @@ from wakeq import keys
 from wakeq.errors import UnavailableError
 from wakeq.loop import Loop
 from wakeq.redis_url import RedisURL
+from wakeq.replies import is_of_key
 from wakeq.scripts import Script
 from wakeq.wire import Argument, Command, Connection, Lost, Reply, ServerError, explain
 
@@ -114,6 +115,8 @@ class Link:
         try:
             asked.call("EXISTS", key, timeout=_CONNECT_SECONDS)
         except ServerError as error:
+            if is_of_key(error):
+                raise explain(error, self.url) from None
             # "MOVED 3999 127.0.0.1:6381"
             return None, str(error).rpartition(" ")[2] if error.code == "MOVED" else ""
         except Lost:

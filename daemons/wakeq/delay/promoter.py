@@ -18,7 +18,7 @@ from wakeq.backoff import Backoff
 from wakeq.delay.agenda import Agenda, Clock
 from wakeq.delay.link import Link
 from wakeq.delay.stream import Stream
-from wakeq.errors import UnavailableError
+from wakeq.errors import KeyRefusedError, UnavailableError
 from wakeq.journal import Log
 from wakeq.loop import Loop, Timer
 from wakeq.replies import is_of_key
@@ -151,6 +151,9 @@ class Promoter:
                 connection = self._link.connection(stream.name)
             except UnavailableError as error:
                 self._unreachable([stream], error)
+            except KeyRefusedError as error:
+                # On Cluster, already who asks where a key is must be permitted to use it.
+                self._give_up(stream, error)
             else:
                 groups.setdefault(connection, []).append(stream)
         for connection, group in groups.items():
@@ -230,6 +233,8 @@ class Promoter:
             self._stranger_looked = max(self._stranger_looked, stream.looked)
             del self.streams[stream.name]
             self._agenda.drop(stream.name)
+            if self._link.cluster:
+                self._link.forget(stream.name)
 
     def _seen(self, stream: Stream) -> None:
         self._unseen.discard(stream.name)
@@ -254,12 +259,16 @@ class Promoter:
             # Of this node alone: it has no memory left, say.
             self._unreachable([stream], failure)
             return None
+        self._give_up(stream, error)
+        return None
+
+    def _give_up(self, stream: Stream, error: Exception) -> None:
+        """Leave a stream alone that cannot be looked at, until it is rung for or looked at anew."""
         self._seen(stream)
         # Of a stranger's name nothing is known but that somebody rang with it.
         if stream.registered or stream.delayed:
             self._report(stream, "", str(error))
         self._dismiss(stream)
-        return None
 
     def _unreachable(self, streams: list[Stream], error: UnavailableError) -> None:
         """Try these again later; without Cluster, that are all."""

@@ -87,8 +87,8 @@ class Repairer:
         """Repair with these settings from now on, once they are found to work.
 
         Raises:
-            UnavailableError: the host has no room for the process at the start; later, it is tried
-                again.
+            UnavailableError, ConfigError: the process cannot be started, at the start; later, that
+                is tried again.
         """
         self._settings = settings
         self._drop_candidate()
@@ -99,7 +99,7 @@ class Repairer:
         elif self._worker is None or not _same(self._worker.settings, settings):
             try:
                 self._candidate = Worker(self._loop, settings, self._answered)
-            except UnavailableError as error:
+            except (UnavailableError, ConfigError) as error:
                 if not self.ready:
                     raise
                 self._try_again(str(error))

@@ -18,7 +18,8 @@ from wakeq.fanout.records import Queued, read_message
 from wakeq.fanout.rooms import failures
 from wakeq.fanout.tally import Tally
 
-_GONE = {"not-subscribed", "timed-out", "taken-over"}
+_LEFT = {"not-subscribed", "timed-out"}
+_GONE = {*_LEFT, "taken-over"}
 GROWTH = Growth(0.1, 2.0, 30.0)
 
 
@@ -243,7 +244,10 @@ class Desk:
             seat = found[client] = known or Seat(mode.decode(), since, joined)
             seat.mode, seat.since, seat.joined = mode.decode(), since, joined
         for client in self.seats.keys() - found.keys():
-            self.ejected.append((client, self._reasons.get(client, "")))
+            reason = self._reasons.get(client, "")
+            self.ejected.append((client, reason))
+            if reason in _LEFT and self._log_todo:
+                self._left.add(client)
         self._reasons.clear()
         self.seats = found
         self._hand_out_only_to(found)

@@ -152,6 +152,9 @@ class Gateway:
             step = desk.next_read()
             if isinstance(step, RoomMessage):
                 peer = self._member(room, step.client)
+                if peer is None and step.client not in desk.seats:
+                    desk.finish(step)  # it has hung up since, and may be on its way back
+                    continue
                 if peer is not None and not self._door.has_room(peer, len(step.data)):
                     break  # until it has read what waits for it, or is ejected
                 self._deliver(room, step.client, self._line(room, step.message, step.oob))

@@ -18,7 +18,14 @@ from typing import Any
 from wakeq import journal
 from wakeq.backoff import Backoff
 from wakeq.consumer.wakesocket import INHERITED
-from wakeq.errors import EX_CONFIG, EX_NOPERM, EX_USAGE, UnavailableError, WakeqError
+from wakeq.errors import (
+    EX_CONFIG,
+    EX_NOPERM,
+    EX_USAGE,
+    ConfigError,
+    UnavailableError,
+    WakeqError,
+)
 from wakeq.journal import Log
 from wakeq.loop import Loop, Timer
 from wakeq.sections import Node
@@ -162,7 +169,7 @@ class Child:
             self._process, self._pidfd, self._socket = spawn(
                 command, environment, variable=INHERITED, stdout=None
             )
-        except UnavailableError as error:
+        except (UnavailableError, ConfigError) as error:
             self._log.error(
                 "nothing can be consumed, trying again", name=self._service.name, error=str(error)
             )

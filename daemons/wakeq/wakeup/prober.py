@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from wakeq import keys
+from wakeq.errors import KeyRefusedError
 from wakeq.replies import is_of_key
 from wakeq.scripts import Script
 from wakeq.wakeup.group import LEFT, Group, Look, Sleeper
@@ -76,8 +77,16 @@ class Prober:
             names += group.keys
             arguments += (group.name, group.start, int(group.claim_after * 1000), len(sleepers))
             arguments += (sleeper.consumer for sleeper in sleepers)
+        try:
+            line = self._lines.to(asked[0][0].keys[0])
+        except KeyRefusedError as error:
+            # On Cluster, already who asks where a key is must be permitted to use it.
+            if not self._lines.cluster:
+                raise
+            for group, _ in asked:
+                self._tell(group, Look([str(error).encode()], []))
+            return
         self._requests += 1
-        line = self._lines.to(group.keys[0])
         line.ask(
             self._backlog.command(names, arguments),
             partial(self._answered, asked, names, arguments),
