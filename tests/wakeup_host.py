@@ -118,7 +118,11 @@ class Daemon:
 
     def wait_log(self, text: str, times: int = 1, deadline_s: float = 60) -> None:
         """Wait until a text was logged so many times."""
-        wait_until(lambda: self.count(text) >= times, deadline_s, f"{text!r} in {self.lines}")
+        try:
+            wait_until(lambda: self.count(text) >= times, deadline_s, repr(text))
+        except AssertionError as error:
+            error.add_note(f"it said {self.lines}, and has ended with {self.process.poll()}")
+            raise
 
     def count(self, text: str) -> int:
         """Return how many lines of the log have a text."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bridge_host import CHANNEL, STREAM, BridgeHost, bridge_host, stopped, workers_of
+from conftest import NotifySocket
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
 
@@ -203,12 +204,13 @@ def test_keeps_what_it_received_while_redis_cannot_write_to_its_disk(host: Bridg
 
 
 def test_goes_on_after_its_rights_were_taken_and_given_back(
-    host: BridgeHost, own_redis: RedisServer
+    host: BridgeHost, own_redis: RedisServer, notify_socket: NotifySocket
 ) -> None:
     host.redis.execute_command("ACL", "SETUSER", "bridge", "on", ">x", "+@all", "~*", "&*")
     host.env["WAKEQ_REDIS_URL"] = own_redis.url.replace("unix://", "unix://bridge:x@")
+    host.env |= notify_socket.env
     daemon = host.start(workers=2)
-    host.wait_begun()
+    notify_socket.wait_for("READY=1")  # else it would end: at its start, that is wrong
     host.redis.execute_command("ACL", "SETUSER", "bridge", "-@all")
     host.publish("one")
     daemon.wait_log("Redis was lost, trying again")
