@@ -135,6 +135,10 @@ class Seen:
         return [m.text() for m in list(self.messages)
                 if m.client == client and room in (None, m.room)]  # fmt: skip
 
+    def last_is(self, message_id: str) -> bool:
+        """Tell whether this is the last one that has been seen."""
+        return bool(self.messages) and self.messages[-1].id == message_id
+
     def wait(self, count: int) -> None:
         wait_until(lambda: len(self.messages) >= count, message=f"{count} messages")
 
@@ -416,7 +420,8 @@ def test_what_was_acknowledged_counts_also_if_the_client_leaves_at_once(
             for number in range(30):
                 other.subscribe("r", "a")
                 rooms.send("r", "x")
-                worker_of_seen.wait(number + 1)
+                outstanding = rooms.room_metrics("r").outstanding
+                wait_until(lambda sent=outstanding: worker_of_seen.last_is(sent))
                 worker_of_seen.messages[-1].ack()
                 other.unsubscribe("r", "a")
                 metrics = rooms.room_metrics("r")

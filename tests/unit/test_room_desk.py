@@ -298,6 +298,20 @@ def test_what_waits_of_the_log_is_not_given_to_who_has_left(desk: Desk) -> None:
     assert desk.read_from == (2, 2)
 
 
+def test_what_a_late_look_says_is_not_given_to_who_has_joined_anew(desk: Desk) -> None:
+    desk.hear(1, 0, 0, V)
+    ask = next_ask(desk)
+    reply = look(1, raw(1), [b"a", b"b"], members=[b"a", b"b"])
+    desk.begin_leave("b")  # with its acknowledgement
+    desk.end_leave("b")
+    desk.take_joined("b", "sync", [0, V + 2, 0, 1])
+    desk.take_look(ask, reply)
+    step = desk.next_step()
+    assert isinstance(step, RoomMessage)
+    assert step.client == "a"
+    assert isinstance(desk.next_step(), Ask)
+
+
 def test_what_waits_of_the_log_is_not_given_to_who_was_timed_out(desk: Desk) -> None:
     desk.hear(0, 2, 0, V)
     desk.next_read()

@@ -222,7 +222,10 @@ class Desk:
         if logged != self._logged:
             self._logged, self._wants_read = logged, True
         if raw and (message := self._message(raw)):
-            self._hand_out([name.decode() for name in waiting], message, reply[10])
+            # Who has joined anew since that was asked had it before.
+            some = [(name, self.seats.get(name)) for name in map(bytes.decode, waiting)]
+            waiting = [name for name, seat in some if seat is None or seat.joined < rounds]
+            self._hand_out(waiting, message, reply[10])
 
     def _let_go(self) -> None:
         """Begin nothing that another process is given now."""
