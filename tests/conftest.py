@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from leaks import nothing_left_behind
-from redis_servers import RedisServer
+from redis_servers import Cluster, RedisServer
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # More examples than the tests of every day take, and others each time.
@@ -105,6 +105,19 @@ def redis_server() -> Iterator[Callable[..., RedisServer]]:
 def own_redis(redis_server: Callable[..., RedisServer]) -> RedisServer:
     """A server of this test alone: it may stop, kill, fill and reconfigure it."""
     return redis_server()
+
+
+@pytest.fixture
+def cluster(short_dir: Path) -> Iterator[Cluster]:
+    """A Cluster of three masters, of this test alone."""
+    directory = short_dir / "c"
+    directory.mkdir()
+    nodes = Cluster(directory)
+    try:
+        nodes.start()
+        yield nodes
+    finally:
+        nodes.stop()
 
 
 @pytest.fixture(scope="session")

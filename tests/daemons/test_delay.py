@@ -500,18 +500,6 @@ def test_refuses_a_wrong_configuration(host: DelayHost) -> None:
 # -- several servers -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cluster(short_dir: Path) -> Iterator[Cluster]:
-    directory = short_dir / "c"
-    directory.mkdir()
-    cluster = Cluster(directory)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-
-
 def on_each(cluster: Cluster) -> list[str]:
     """Return a stream of each node."""
     names: dict[int, str] = {}

@@ -17,17 +17,6 @@ HANDLER = "def handle(message):\n    record(message.text())\n"
 
 
 @pytest.fixture
-def cluster(short_dir: Path) -> Iterator[Cluster]:
-    nodes = Cluster(short_dir / "c")
-    (short_dir / "c").mkdir()
-    try:
-        nodes.start()
-        yield nodes
-    finally:
-        nodes.stop()
-
-
-@pytest.fixture
 def sentinels(short_dir: Path) -> Iterator[Sentinels]:
     (short_dir / "s").mkdir()
     group = Sentinels(short_dir / "s")

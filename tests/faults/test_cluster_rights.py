@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,16 +15,10 @@ from wakeup_host import WakeupHost
 
 
 @pytest.fixture
-def cluster(short_dir: Path) -> Iterator[Cluster]:
+def cluster(cluster: Cluster) -> Cluster:
     """Has a user `clerk` who may touch streams whose names begin with `orders`."""
-    (short_dir / "c").mkdir()
-    cluster = Cluster(short_dir / "c")
-    try:
-        cluster.start()
-        allow(cluster, "on", ">pw", "+@all", "&*", f"~{keys.OWN}*", "~orders*")
-        yield cluster
-    finally:
-        cluster.stop()
+    allow(cluster, "on", ">pw", "+@all", "&*", f"~{keys.OWN}*", "~orders*")
+    return cluster
 
 
 def allow(cluster: Cluster, *rules: str) -> None:

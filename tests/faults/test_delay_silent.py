@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from conftest import NotifySocket
 from delay_host import DelayHost
 from redis_servers import Cluster, wait_until
 from wakeq import keys
-
-
-@pytest.fixture
-def cluster(short_dir: Path) -> Iterator[Cluster]:
-    directory = short_dir / "c"
-    directory.mkdir()
-    cluster = Cluster(directory)
-    try:
-        cluster.start()
-        for node in cluster.nodes:
-            node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 def streams_of(cluster: Cluster, index: int, count: int) -> list[str]:
@@ -39,6 +22,8 @@ def streams_of(cluster: Cluster, index: int, count: int) -> list[str]:
 def test_a_node_of_a_cluster_that_is_silent_holds_up_no_other(
     short_dir: Path, cluster: Cluster, notify_socket: NotifySocket
 ) -> None:
+    for node in cluster.nodes:
+        node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
     registry = cluster.owner(keys.STREAMS)
     silent, other = [index for index in range(3) if index != registry]
     seen, new = streams_of(cluster, other, 2)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -36,17 +34,6 @@ class Watched:
 
 def new_link(url: str, watched: Watched | None = None) -> Link:
     return Link(cast(Loop, watched or Watched()), RedisURL(url))
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="c") as directory:
-        nodes = Cluster(Path(directory))
-        try:
-            nodes.start()
-            yield nodes
-        finally:
-            nodes.stop()
 
 
 @pytest.fixture

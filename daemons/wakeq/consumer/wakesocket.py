@@ -57,8 +57,7 @@ class WakeSocket:
         """Accept all connections that wait."""
         while True:
             try:
-                # As the library's accept does.
-                fd, _ = listener._accept()  # type: ignore[attr-defined]
+                fd, _ = listener._accept()  # type: ignore[attr-defined]  # as socket.accept does
             except OSError:
                 return  # none waits, or it went away while it waited
             lease = _socket.socket(fileno=fd)
