@@ -398,7 +398,20 @@ class Cluster:
             )
         for node in (target, origin):
             node.execute_command("CLUSTER SETSLOT", slot, "NODE", there)
-        wait_until(lambda: self.owner(key) == to, message="the slot is moved")
+        # Who has not heard from the target yet may, with the next move, claim the slot with the
+        # same epoch; then two nodes each name the other as its owner, for good.
+        wait_until(
+            lambda: all(self._knows(node, slot, to) for node in self.nodes if node.running),
+            message="every node knows who has the slot, and with which epoch",
+        )
+
+    def _knows(self, node: RedisServer, slot: int, to: int) -> bool:
+        """Tell whether a node has heard from another that the slot is there."""
+        target = self.nodes[to]
+        epoch = int(target.ask("CLUSTER INFO")["cluster_my_epoch"])
+        about = node.ask("CLUSTER NODES")[f"127.0.0.1:{self.ports[to]}"]
+        held = any(int(ends[0]) <= slot <= int(ends[-1]) for ends in about["slots"])
+        return held and int(about["epoch"]) == epoch
 
     def stop(self) -> None:
         """End all."""
