@@ -117,23 +117,25 @@ class Model:
 
     def join(self, client: str, worker: str, mode: str, drop: bool) -> tuple[int, int, int]:
         """Return whether it was there, and what it is after."""
-        state, resumed = self.state, 0
+        state, resumed, place = self.state, 0, 0
         since, joined = state.logged, state.round
         old = state.members.get(client)
         if old is not None and old.mode == mode:
             resumed, since, joined = 1, old.since, old.joined
+            place = max(since, self.positions[old.worker])
             if old.worker != worker:
-                since = max(since, self.positions[old.worker])
+                since = place
+                self.positions[worker] = min(self.positions.get(worker, since), since)
         elif old is not None:
             self._remove(client)
-        self.positions.setdefault(worker, since if resumed else state.logged)
+        self.positions.setdefault(worker, state.logged)
         state.members[client] = Member(worker, mode, since, joined)
         if resumed and old is not None:
             self._recount(old.worker)
         state.ejected.discard(client)
         if mode != "observer":
             state.drops = drop
-        return resumed, since, joined
+        return resumed, place if resumed else since, joined
 
     def leave(self, caller: str, client: str) -> list[tuple[str, str]]:
         """Return who could not, and why."""

@@ -69,8 +69,11 @@ class Life(RuleBasedStateMachine):
         self.model = Model()
         self.desks: dict[str, Desk] = {}
         self.hands: dict[str, list[RoomMessage]] = {}
+        self.replies: dict[str, tuple[Ask, Any]] = {}  # to reading, on their way
         self.seen: dict[str, list[str]] = {}  # of each client, since it joined
         self.seen_oob: dict[str, list[str]] = {}
+        self.oob: list[str] = []
+        self.oob_before: dict[str, int] = {}  # how many there were when a client joined
         self.excused: set[str] = set()  # who may see a message again
         self.by_hand: dict[str, set[str]] = {}  # what somebody acknowledged for a client
         self.old: list[str] = []
@@ -106,6 +109,7 @@ class Life(RuleBasedStateMachine):
         """Let a process of a worker begin, knowing nothing."""
         self.desks[worker] = Desk(R, self.tally, reports=True)
         self.hands[worker] = []
+        self.replies.pop(worker, None)
 
     def read_state(self) -> State:
         """Return what Redis holds."""
@@ -180,9 +184,11 @@ class Life(RuleBasedStateMachine):
         assert (reply[0], reply[2], reply[3]) == (resumed, since, joined)
         if not resumed:
             self.seen[client], self.seen_oob[client] = [], []
+            self.oob_before[client] = len(self.oob)
             self.excused.discard(client)
-        elif before and before.worker != worker:
-            self.excused.add(client)  # the old worker may have handed it out
+        if before and (before.worker, before.mode) != (worker, mode):
+            # The old worker may have handed it out, or this one what is out-of-band alone.
+            self.excused.add(client)
         # Only who does it through a worker tells its desk.
         if again:
             self.desks[worker].take_joined(client, mode, reply)
@@ -232,8 +238,7 @@ class Life(RuleBasedStateMachine):
         """Somebody sends to all who are there."""
         message_id, count, _ = self.step(Rooms().send_out_of_band(R, b"\0now\r\n", ""))
         assert count == self.model.send_out_of_band(message_id.decode())
-        for client in self.model.state.members:
-            self.seen_oob.setdefault(client, [])
+        self.oob.append(message_id.decode())
         self.settle()
 
     @rule(clients=st.lists(CLIENT, min_size=1, max_size=4), worker=st.sampled_from(("", *WORKERS)),
@@ -277,42 +282,64 @@ class Life(RuleBasedStateMachine):
         elif step is not None:
             self.ask(worker, desk, step)
         else:
-            step = desk.next_read()
-            if isinstance(step, RoomMessage):
-                self.see(worker, step)
-                desk.finish(step)
-            elif step is not None:
-                self.ask(worker, desk, step)
+            return self.read_once(worker)
         desk.ejected.clear()
+        return True
+
+    @rule(worker=WORKER)
+    def read_on(self, worker: str) -> None:
+        """A worker goes on with the log, whatever it has heard of."""
+        self.read_once(worker)
+
+    def read_once(self, worker: str) -> bool:
+        """Have a worker go on with the log; tell whether it could.
+
+        The reply to what it asks is on its way until it is called again.
+        """
+        desk = self.desks[worker]
+        if worker in self.replies:
+            desk.take_read(*self.replies.pop(worker))
+            return True
+        step = desk.next_read()
+        if isinstance(step, RoomMessage):
+            self.see(worker, step)
+            desk.finish(step)
+        elif step is not None:
+            self.replies[worker] = step, self.read(worker, desk)
         return step is not None
 
+    def read(self, worker: str, desk: Desk) -> Any:
+        """Return the reply to reading on."""
+        after, done = desk.read_from
+        packed = dict(self.connection.call("EVAL", UNPACKED, 1, WORKERS_KEY))
+        if (mine := packed.get(worker.encode())) and desk.listed < mine[8]:
+            done = None  # it does not know of everybody
+        reply = self.step(Rooms(worker).read(R, *desk.read_from, desk.listed))
+        self.settle()
+        if any(of.worker == worker for of in self.model.state.members.values()):
+            rows = iter(reply[3])
+            found = [
+                (n, r, read_message(raw).id) for n, r, raw in zip(rows, rows, rows, strict=True)
+            ]
+            assert found == self.model.read(worker, after, done)
+        else:
+            assert reply[0] == -1
+        return reply
+
     def ask(self, worker: str, desk: Desk, ask: Ask) -> None:
-        """Carry out what a desk asks for."""
+        """Carry out what a desk asks for the rounds."""
         rooms = Rooms(worker)
         if ask.what == "ack":
             reply = self.step(rooms.acknowledge(R, ask.message_id, ask.clients))
             expected = self.model.acknowledge(worker, ask.message_id, ask.clients)
             self.settle()
             assert desk.take_ack(ask, reply) == expected
-        elif ask.what == "look":
+        else:
             reply = self.step(rooms.look(R, QUIET_MS, desk.version, True, ask.clients))
             self.settle()
             assert [raw.decode() for raw in reply[8]] == self.model.state.reports
             self.model.state.reports.clear()
             desk.take_look(ask, reply)
-        else:
-            after, done = desk.read_from
-            reply = self.step(rooms.read(R, after, done))
-            self.settle()
-            if any(of.worker == worker for of in self.model.state.members.values()):
-                rows = iter(reply[3])
-                found = [
-                    (n, r, read_message(raw).id) for n, r, raw in zip(rows, rows, rows, strict=True)
-                ]
-                assert found == self.model.read(worker, after, done)
-            else:
-                assert reply[0] == -1
-            desk.take_read(reply)
 
     def see(self, worker: str, message: RoomMessage) -> None:
         """Have a client see a message."""
@@ -374,10 +401,14 @@ class Life(RuleBasedStateMachine):
             assert (state.line, state.outstanding) == ([], "")
             type(self).drained += 1
         for client, of in state.members.items():
-            if client not in self.excused and of.mode == "sync":
-                expected = self.model.begun[of.joined :]
-                unseen = self.by_hand.get(client, set()) - set(self.seen[client])
-                assert self.seen[client] == [each for each in expected if each not in unseen]
+            begun, oob = self.model.begun[of.joined :], self.oob[self.oob_before[client] :]
+            by_hand = self.by_hand.get(client, set()) if of.mode == "sync" else set()
+            unseen = by_hand - set(self.seen[client])
+            expected = [each for each in begun if each not in unseen]
+            if client in self.excused:
+                assert set(expected) | set(oob) <= {*self.seen[client], *self.seen_oob[client]}
+            else:
+                assert (self.seen[client], self.seen_oob[client]) == (expected, oob)
 
     def teardown(self) -> None:
         """End at rest."""

@@ -356,6 +356,45 @@ def test_what_is_out_of_band_is_not_repeated_when_a_client_is_taken_over(
         assert (first.of("a"), second.of("a")) == (["1"], ["2"])
 
 
+def test_who_is_taken_over_is_given_what_the_new_worker_had_read_before(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    begun, goes_on, second = threading.Event(), threading.Event(), Seen()
+
+    def stop(message: RoomMessage) -> None:
+        begun.set()
+        goes_on.wait(60)
+
+    with kind(second, redis.url) as worker:
+        worker.subscribe("r", "b")
+        with kind(stop, redis.url) as slow:
+            slow.subscribe("r", "a")
+            for text in "123":
+                rooms.send_out_of_band("r", text)
+            assert begun.wait(60)
+            second.wait(3)
+            worker.subscribe("r", "a")
+            second.wait(6)
+            goes_on.set()
+        rooms.send_out_of_band("r", "4")
+        second.wait(8)
+    assert (second.of("a"), second.of("b")) == (["1", "2", "3", "4"],) * 2
+
+
+def test_who_was_subscribed_by_others_just_now_is_given_what_is_out_of_band(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen, names = Seen(), [f"r{number}" for number in range(100)]
+    with kind(seen, redis.url) as worker:
+        for room in names:
+            worker.subscribe(room, "a")
+        for room in names:
+            rooms.subscribe(room, "b", worker.name)
+            rooms.send_out_of_band(room, room)
+        seen.wait(200)
+    assert sorted(seen.of("a")) == sorted(seen.of("b")) == sorted(names)
+
+
 def test_nothing_is_left_of_the_name_of_a_worker_that_has_ended(
     kind: Any, rooms: FanoutClient, redis: RedisServer
 ) -> None:

@@ -31,7 +31,7 @@ def look(rounds: int = 0, message: Any = None, waiting: Any = (), members: Any =
          version: int = V, logged: int = 0, elsewhere: int = 0) -> list[Any]:  # fmt: skip
     """Return a reply of room_look.lua."""
     rows = [part for name in members for part in (name, b"sync", 0, 0)]
-    return [elsewhere, version, rows, rounds, message, list(waiting), logged, 0, [], -1, NOW]
+    return [elsewhere, version, rows, rounds, message, list(waiting), logged, 0, [], -1, NOW, 0]
 
 
 def acked(version: int = V, rounds: int = 1, message: Any = None, failed: Any = ()) -> list[Any]:
@@ -44,13 +44,23 @@ def read(logged: int, after: int = 0, *entries: Any) -> list[Any]:
     return [logged, NOW, after, list(entries)]
 
 
+def next_read(desk: Desk) -> Ask:
+    step = desk.next_read()
+    assert isinstance(step, Ask)
+    return step
+
+
+def take_read(desk: Desk, logged: int, after: int = 0, *entries: Any) -> None:
+    """Have a desk read on in the log."""
+    desk.take_read(next_read(desk), read(logged, after, *entries))
+
+
 @pytest.fixture
 def desk() -> Desk:
     """A desk with the clients a and b, and nothing to do."""
     desk = Desk("r", Tally(), reports=False)
     desk.take_look(next_ask(desk), look(members=[b"a", b"b"]))
-    assert desk.next_read() == Ask("read")
-    desk.take_read(read(0))
+    take_read(desk, 0)
     assert not desk.has_step
     assert not desk.has_read
     return desk
@@ -81,14 +91,14 @@ def begin_round(desk: Desk, rounds: int = 1) -> list[RoomMessage]:
 
 def test_a_ring_while_the_log_is_read_is_not_forgotten(desk: Desk) -> None:
     desk.hear(0, 1, 0, V)
-    assert desk.next_read() == Ask("read")
+    ask = next_read(desk)
     desk.hear(0, 2, 0, V)
-    desk.take_read(read(1, 0, 1, 0, raw(1)))
+    desk.take_read(ask, read(1, 0, 1, 0, raw(1)))
     for _ in "ab":
         step = desk.next_read()
         assert isinstance(step, RoomMessage)
         desk.finish(step)
-    assert desk.next_read() == Ask("read")
+    assert next_read(desk).what == "read"
     assert desk.read_from == (1, 1)
 
 
@@ -221,16 +231,14 @@ def test_what_got_no_reply_is_asked_again(desk: Desk) -> None:
 
 def test_a_read_that_failed_is_not_asked_again_before_it_is_put_back(desk: Desk) -> None:
     desk.hear(0, 1, 0, V)
-    desk.next_read()
-    desk.take_read(read(1, 0, 1, 0, raw(1)))
+    take_read(desk, 1, 0, 1, 0, raw(1))
     while isinstance(step := desk.next_read(), RoomMessage):
         desk.finish(step)
-    assert step == Ask("read")  # which also says that these are done
+    assert isinstance(step, Ask)  # which also says that these are done
     assert not desk.has_read
     assert desk.next_read() is None
-    desk.put_back(Ask("read"))
-    assert desk.next_read() == Ask("read")
-    desk.take_read(read(1, 1))
+    desk.put_back(step)
+    take_read(desk, 1, 1)
     assert not desk.has_read
 
 
@@ -266,12 +274,12 @@ def test_a_failed_message_is_not_handed_out_again_to_who_has_left(desk: Desk) ->
 def test_what_was_removed_from_the_log_is_counted_as_missed(desk: Desk) -> None:
     tally = desk._tally
     desk.hear(0, 10, 0, V)
-    desk.next_read()
-    desk.take_read(read(10, 0, 8, 0, raw(8)))
+    take_read(desk, 10, 0, 8, 0, raw(8))
     assert tally.missed == 7 * 2
     while isinstance(step := desk.next_read(), RoomMessage):
         desk.finish(step)
-    desk.take_read(read(10, 0))
+    assert step is not None
+    desk.take_read(step, read(10, 8))
     assert tally.missed == 9 * 2
 
 
@@ -281,14 +289,13 @@ def given_from_log(desk: Desk) -> list[tuple[str, str]]:
     while isinstance(step := desk.next_read(), RoomMessage):
         found.append((step.client, step.id))
         desk.finish(step)
-    assert step == Ask("read")  # which also says that all of it is done
+    assert isinstance(step, Ask)  # which also says that all of it is done
     return found
 
 
 def test_what_waits_of_the_log_is_not_given_to_who_has_left(desk: Desk) -> None:
     desk.hear(0, 2, 0, V)
-    desk.next_read()
-    desk.take_read(read(2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    take_read(desk, 2, 0, 1, 0, raw(1), 2, 0, raw(2))
     first = desk.next_read()
     assert isinstance(first, RoomMessage)
     desk.begin_leave("b")
@@ -314,8 +321,7 @@ def test_what_a_late_look_says_is_not_given_to_who_has_joined_anew(desk: Desk) -
 
 def test_what_waits_of_the_log_is_not_given_to_who_was_timed_out(desk: Desk) -> None:
     desk.hear(0, 2, 0, V)
-    desk.next_read()
-    desk.take_read(read(2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    take_read(desk, 2, 0, 1, 0, raw(1), 2, 0, raw(2))
     desk.take_failures([b"b", b"timed-out"])
     desk.take_look(next_ask(desk), look(version=V + 1, logged=2, members=[b"a"]))
     assert desk.ejected == [("b", "timed-out")]
@@ -327,8 +333,7 @@ def test_what_waits_of_the_log_is_given_to_who_has_no_seat_and_has_not_left(
     desk: Desk, how: str
 ) -> None:
     desk.hear(0, 2, 0, V)
-    desk.next_read()
-    desk.take_read(read(2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    take_read(desk, 2, 0, 1, 0, raw(1), 2, 0, raw(2))
     if how == "leaving fails":
         desk.begin_leave("b")
         desk.end_leave("b", has_left=False)
@@ -346,8 +351,7 @@ def test_what_waits_of_the_log_is_not_given_to_who_has_joined_anew(mode: bytes) 
     members = look(logged=3)
     members[2] = [b"a", b"async", 0, 0, b"b", b"async", 0, 0]
     desk.take_look(next_ask(desk), members)
-    desk.next_read()
-    desk.take_read(read(3, 0, 1, 1, raw(1), 2, 2, raw(2), 3, 3, raw(3)))
+    take_read(desk, 3, 0, 1, 1, raw(1), 2, 2, raw(2), 3, 3, raw(3))
     # It left, and came again behind the second one.
     anew = look(version=V + 1, logged=3)
     anew[2] = [b"a", mode, 2, 2, b"b", b"async", 0, 0]
@@ -363,8 +367,7 @@ def test_what_waits_of_the_log_is_not_given_to_who_has_joined_anew(mode: bytes) 
 def test_garbage_is_counted_and_passed_over(desk: Desk) -> None:
     desk.hear(1, 1, 0, V)
     desk.take_look(next_ask(desk), look(1, b"garbage", [b"a"]))
-    desk.next_read()
-    desk.take_read(read(1, 0, 1, 0, b"\xff" * 30))
+    take_read(desk, 1, 0, 1, 0, b"\xff" * 30)
     assert desk._tally.invalid == 2
     assert desk._tally.received == 0
     assert not desk.has_step
@@ -421,13 +424,12 @@ def test_what_fails_for_good_is_asked_ever_less_often_while_all_else_is_answered
     for _ in range(8):
         ask = next_ask(desk)
         office.take(desk, ask, office.request(desk, ask), look(members=[b"a"]))
-        assert desk.next_read() == Ask("read")
-        office.put_back(desk, Ask("read"))
+        office.put_back(desk, next_read(desk))
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
 
-    desk.next_read()
-    office.take(desk, Ask("read"), office.rooms.read("r", None, None), read(0))
-    office.put_back(desk, Ask("read"))
+    ask = next_read(desk)
+    office.take(desk, ask, office.request(desk, ask), read(0))
+    office.put_back(desk, ask)
     assert pauses[-1] == pytest.approx(0.1)
 
 
@@ -466,8 +468,7 @@ def test_a_script_is_sent_whole_once_and_again_when_it_is_missing() -> None:
 def test_a_gateway_passes_over_what_waits_for_who_has_hung_up() -> None:
     desk = Desk("r", Tally(), reports=False)
     desk.take_look(next_ask(desk), look(members=[b"b"], logged=1))
-    desk.next_read()
-    desk.take_read(read(1, 0, 1, 0, raw(1)))
+    take_read(desk, 1, 0, 1, 0, raw(1))
     desk.begin_leave("b")
     left: list[object] = []
     gateway: Any = object.__new__(Gateway)

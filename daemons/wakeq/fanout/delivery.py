@@ -126,6 +126,7 @@ class Ask(NamedTuple):
     message_id: str = ""
     clients: Sequence[str] = ()
     edits: int = 0  # how often clients had joined and left here by then
+    turn: int = 0  # of reading; see LogReader
 
 
 def _no_ack() -> None:

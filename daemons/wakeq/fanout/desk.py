@@ -14,6 +14,7 @@ from typing import Any
 from wakeq.backoff import Growth
 from wakeq.fanout.acks import Acks
 from wakeq.fanout.delivery import Ask, Handout, RoomMessage, Seat
+from wakeq.fanout.log_reader import LogReader
 from wakeq.fanout.records import Queued, read_message
 from wakeq.fanout.rooms import failures
 from wakeq.fanout.tally import Tally
@@ -27,6 +28,8 @@ class Desk:
     """One room, as one process of a worker sees it.
 
     Attributes:
+        version: of the worker's list of clients, as far as it is known whole; else -1.
+        listed: up to which version of it all who have joined are known.
         is_ours: another process of the worker does not have the room.
         is_served, is_read: somebody does what `next_step`, `next_read` say; the caller's to set.
         ejected: (client, reason) that are to be told; the reason may be empty: ask.
@@ -38,10 +41,10 @@ class Desk:
 
     def __init__(self, room: str, tally: Tally, reports: bool) -> None:
         self.room = room
-        self.version = -1
+        self.version = self.listed = -1
         self.seats: dict[str, Seat] = {}
         self.is_ours = True
-        self.is_served = self.is_read = self._is_asked = False
+        self.is_served = self.is_read = False
         self.ejected: list[tuple[str, str]] = []
         self.reports: list[str] = []
         self.check_in: float | None = None
@@ -49,18 +52,13 @@ class Desk:
         self.retries: list[tuple[RoomMessage, float]] = []
         self._tally = tally
         self._wants_reports = reports
-        self._wants_look = self._wants_read = True
+        self._wants_look = True
         self._round = self._timeouts = -1
-        self._logged = 0
-        self._read: int | None = None
-        self._done: int | None = None
-        self._told_done: int | None = None
         self._todo: deque[Handout] = deque()
-        self._log_todo: deque[tuple[int, RoomMessage]] = deque()
+        self._log = LogReader(room, tally, self.seats)
         self._acks = Acks()
         self._reasons: dict[str, str] = {}
         self._leaving: set[str] = set()
-        self._left: set[str] = set()  # since the log was read
         self._edits = 0
 
     # -- what there is to do -----------------------------------------------------------------
@@ -85,12 +83,7 @@ class Desk:
     @property
     def has_read(self) -> bool:
         """Tell whether `next_read` would say something."""
-        return bool(self._log_todo) or (self.is_ours and self._reads_on)
-
-    @property
-    def _reads_on(self) -> bool:
-        wanted = self._wants_read or self._told_done != self._done
-        return wanted and bool(self.seats) and not self._is_asked
+        return self._log.has_message or (self.is_ours and self._log.has_ask)
 
     def next_step(self) -> Ask | RoomMessage | None:
         """Return what to do next for the rounds."""
@@ -116,21 +109,14 @@ class Desk:
 
     def next_read(self) -> Ask | RoomMessage | None:
         """Return what to do next for the log."""
-        while self._log_todo:
-            number, message = self._log_todo[0]
-            seat = self.seats.get(message.client)  # without one, another worker may have it now
-            if seat.takes(number, message.oob) if seat else message.client not in self._left:
-                return message
-            self.finish(message)  # who it is for has left since, and may have joined anew
-        if self.is_ours and self._reads_on:
-            self._wants_read, self._is_asked = False, True
-            return Ask("read")
-        return None
+        if message := self._log.next_message():
+            return message
+        return self._log.ask() if self.is_ours and self._log.has_ask else None
 
     @property
     def read_from(self) -> tuple[int | None, int | None]:
         """After which number to read on, and up to which all is done."""
-        return self._read, self._done
+        return self._log.place
 
     # -- what Redis says ---------------------------------------------------------------------
 
@@ -151,12 +137,12 @@ class Desk:
         if timeouts != self._timeouts:
             self._timeouts = timeouts
             self._wants_look = self._wants_look or self._wants_reports
-        if logged != self._logged:
-            self._logged, self._wants_read = logged, True
+        self._log.hear(logged)
 
     def doubt(self) -> None:
         """Believe nothing that was heard: something may have been missed."""
-        self._wants_look, self._wants_read, self._is_asked = True, True, False
+        self._wants_look = True
+        self._log.doubt()
 
     def doubt_look(self) -> None:
         """Look again: somebody may have to be timed out."""
@@ -179,23 +165,26 @@ class Desk:
         known = self.seats.get(client)
         if known is None or known.mode != mode:
             self.seats[client] = Seat(mode, since, joined)
+            self._log.join(client, since)
         # Else others have joined or left, too; a look tells, also if this one is out again.
         is_this = known is None and version == self.version + 1
         self.version = version if is_this else -1
-        self.doubt()
+        self.listed = version if is_this else self.listed
+        self._wants_look = self._log.is_wanted = True
 
     def begin_leave(self, client: str) -> None:
         """Have no client any more that is being unsubscribed here."""
         self._leaving.add(client)
         self._edits += 1
-        self.seats.pop(client, None)
+        if self.seats.pop(client, None):
+            self._log.begin_leave(client)
         self._hand_out_only_to(self.seats)
 
     def end_leave(self, client: str, has_left: bool = True) -> None:
         """Believe again what Redis says of a client; it has left, or that failed."""
         self._leaving.discard(client)
-        if has_left and self._log_todo:
-            self._left.add(client)
+        if has_left:
+            self._log.leave(client)
         self._edits += 1
         self.version, self._wants_look = -1, True
 
@@ -208,19 +197,17 @@ class Desk:
             self._let_go()
             self.check_in = elsewhere / 1000 + 0.001
             return
-        if not self.is_ours:
-            self.is_ours, self._read, self._wants_read = True, None, True
+        self.is_ours = True
         overdue = reply[9]
         self.check_in = None if overdue < 0 else overdue / 1000 + 0.001
         if ask.edits != self._edits:
             self.version, self._wants_look = -1, True  # what it says may be older than what we did
         elif version != self.version:
-            self._take_members(members)
-            self.version = version
-            self._wants_read = True
+            self._take_members(members, reply[11])
+            self.version = self.listed = version
+            self._log.is_wanted = True
         self._round = rounds
-        if logged != self._logged:
-            self._logged, self._wants_read = logged, True
+        self._log.hear(logged)
         if raw and (message := self._message(raw)):
             # Who has joined anew since that was asked had it before.
             some = [(name, self.seats.get(name)) for name in map(bytes.decode, waiting)]
@@ -234,25 +221,31 @@ class Desk:
             if seat := self.seats.get(client):
                 seat.in_hand = ""
         self._todo.clear()
-        self._log_todo.clear()
+        self._log.let_go()
 
-    def _take_members(self, members: Sequence[Any]) -> None:
+    def _take_members(self, members: Sequence[Any], done: int) -> None:
         rows = iter(members)
         found: dict[str, Seat] = {}
+        came: list[str] = []
         for raw, mode, since, joined in zip(rows, rows, rows, rows, strict=True):
             client = raw.decode()
             if client in self._leaving:
                 continue
             known = self.seats.get(client)
-            seat = found[client] = known or Seat(mode.decode(), since, joined)
+            seat = found[client] = known or Seat("", since, joined)
+            if seat.mode != mode.decode():
+                came.append(client)
             seat.mode, seat.since, seat.joined = mode.decode(), since, joined
         for client in self.seats.keys() - found.keys():
             reason = self._reasons.get(client, "")
             self.ejected.append((client, reason))
-            if reason in _LEFT and self._log_todo:
-                self._left.add(client)
+            if reason in _LEFT:
+                self._log.leave(client)
         self._reasons.clear()
-        self.seats = found
+        self.seats.clear()
+        self.seats.update(found)
+        for client in came:
+            self._log.join(client, max(found[client].since, done))
         self._hand_out_only_to(found)
 
     def take_ack(
@@ -290,41 +283,10 @@ class Desk:
         else:
             self.doubt()
 
-    def take_read(self, reply: Sequence[Any]) -> None:
+    def take_read(self, ask: Ask, reply: Sequence[Any]) -> None:
         """Take the reply to reading; see room_read.lua."""
-        logged, now_us, after, entries = reply
-        self._is_asked = False
-        if logged < 0:
-            self._wants_look = True
-            return
-        self._told_done = self._done
-        if not self._log_todo:
-            self._left.clear()
-        read = after if self._read is None else self._read
-        rows = iter(entries)
-        for number, rounds, raw in zip(rows, rows, rows, strict=True):
-            self._tally.missed += max(0, number - read - 1) * len(self.seats)
-            read = number
-            if message := self._message(raw):
-                self._take_entry(number, rounds, message, now_us)
-        if not entries:
-            # What is not there any more was removed before it was read.
-            self._tally.missed += max(0, logged - read) * len(self.seats)
-            read = max(read, logged)
-        self._read, self._logged = read, logged
-        # It may have rung since that was asked.
-        self._wants_read = self._wants_read or read < logged
-        if not self._log_todo:
-            self._done = read
-        if not entries:
-            self._told_done = self._done
-
-    def _take_entry(self, number: int, rounds: int, message: Queued, now_us: int) -> None:
-        for client, seat in self.seats.items():
-            if seat.takes(number, not rounds):
-                each = RoomMessage(self.room, client, message, not rounds, False)
-                each.latency = self._tally.receive(now_us, message)
-                self._log_todo.append((number, each))
+        self._wants_look = self._wants_look or reply[0] < 0
+        self._log.take(ask, reply)
 
     def _hand_out(self, clients: Iterable[str], message: Queued, now_us: int) -> None:
         given = []
@@ -369,9 +331,7 @@ class Desk:
 
     def finish(self, message: RoomMessage) -> None:
         """Have one of the log done, whatever became of it."""
-        if self._log_todo and self._log_todo[0][1] is message:
-            self._log_todo.popleft()
-        self._done = self._log_todo[0][0] - 1 if self._log_todo else self._read
+        self._log.finish(message)
 
     def fail(self, message: RoomMessage, delay: float | None) -> None:
         """Have a message handed out again after a failure, in so many seconds."""

@@ -121,7 +121,7 @@ class Office:
             return self.rooms.look(
                 desk.room, self._timeout_ms, desk.version, self._reports, ask.clients
             )
-        return self.rooms.read(desk.room, *desk.read_from)
+        return self.rooms.read(desk.room, *desk.read_from, desk.listed)
 
     def take(self, desk: Desk, ask: Ask, request: Request, reply: Any) -> bool:
         """Tell a desk the reply; return whether there is something new to be done at a time."""
@@ -136,7 +136,7 @@ class Office:
             desk.take_look(ask, reply)
         else:
             missed = self.tally.missed
-            desk.take_read(reply)
+            desk.take_read(ask, reply)
             if missed := self.tally.missed - missed:
                 log.warning("room %s: %d messages were removed before they were read here",
                             desk.room, missed)  # fmt: skip

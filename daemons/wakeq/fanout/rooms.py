@@ -53,7 +53,8 @@ What each failure does:
 - A process is paused: others take its room, its clients are timed out or not. Its acknowledgements
   count if they are still waited for, and are errors if not.
 - A client is subscribed again under another worker: it is taken over with what it has not
-  acknowledged. The old worker's calls for it are refused from there on.
+  acknowledged, and with what the old one has not done of the log. The old worker's calls for it are
+  refused from there on.
 - A reply is lost: acknowledgements, pings, looks, subscribing and leaving may be repeated; the
   second acknowledgement says `doubled` or `not-outstanding`, which then means that the first one
   counted. Only a send is not repeated by itself.
@@ -175,10 +176,10 @@ class Rooms:
         """Ask what there is for the worker; see room_look.lua."""
         return self._request("look", room, lease_ms, version, int(reports), *clients)
 
-    def read(self, room: str, after: int | None, done: int | None) -> Request:
+    def read(self, room: str, after: int | None, done: int | None, listed: int) -> Request:
         """Read on in the log; see room_read.lua."""
         numbers = ("" if number is None else number for number in (after, done))
-        return self._request("read", room, *numbers)
+        return self._request("read", room, *numbers, listed)
 
     def state(self, room: str, with_clients: bool) -> Request:
         """Ask for the figures of a room; see room_state.lua."""

@@ -15,7 +15,8 @@
 -- KEYS[7]   wakeq:room:{R}:workers   HASH    worker -> packed {how many clients, version of that
 --                                            list, position in the log, process, its lease's end,
 --                                            how many sync clients, how many async ones, 1
---                                            if it has ever read the log, else 0}
+--                                            if it has ever read the log, else 0, version at which
+--                                            somebody has joined last}
 -- KEYS[8]   wakeq:room:{R}:log       STREAM  out-of-band messages, and all while not only sync
 --                                            clients are there; ids are numbers, N-0; the last
 --                                            thousand of what not all workers have done
@@ -58,11 +59,14 @@ local function worker_of(name)
   return packed and cmsgpack.unpack(packed)
 end
 
--- Remember how a worker's list of clients changed, and return its new version.
+-- Remember how a worker's list of clients changed, and return its new version; of who comes from
+-- another worker, the position is not yet done.
 local function count(name, change, mode, position)
   local known = worker_of(name)
     or {0, now_us, position or tonumber(call('HGET', state, 'logged') or '0'), '', 0, 0, 0, 0}
   known[1], known[2] = known[1] + change, known[2] + 1
+  known[3] = math.min(known[3], position or known[3])
+  known[9] = change > 0 and known[2] or known[9] or known[2]
   local place = COUNT_OF[mode]
   if place then
     known[place] = known[place] + change

@@ -13,7 +13,7 @@
 --
 -- Atomic because who joins is waited for in all later rounds, and in none that has begun.
 local client, worker, mode = ARGV[5], ARGV[6], ARGV[7]
-local resumed, version = 0, nil
+local resumed, version, done = 0, nil, 0
 local seen = call('HMGET', state, 'logged', 'round')
 local logged, round = tonumber(seen[1] or '0'), tonumber(seen[2] or '0')
 local joined = now
@@ -22,8 +22,9 @@ if before then
   local old = cmsgpack.unpack(before)
   if old[2] == mode then
     resumed, logged, round, joined = 1, old[3], old[4], old[5]
+    done = worker_of(old[1])[3]
     if old[1] ~= worker then
-      logged = math.max(logged, worker_of(old[1])[3])
+      logged = math.max(logged, done)
       for _, set in ipairs({sync, waiting}) do
         if call('SREM', set, seat(old[1], client)) == 1 then
           call('SADD', set, seat(worker, client))
@@ -64,4 +65,4 @@ end
 call('HSET', state, 'used', now)
 call('PERSIST', state)
 finish()
-return {resumed, version or worker_of(worker)[2], logged, round}
+return {resumed, version or worker_of(worker)[2], math.max(logged, done), round}

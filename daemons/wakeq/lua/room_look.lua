@@ -8,7 +8,7 @@
 -- ARGV[8..]          the sync ones of these clients
 --
 -- Returns {elsewhere, version, members, round, message, waiting, logged, timeouts, timed_out,
--- overdue, now}:
+-- overdue, now, done}:
 --   elsewhere  ms that another process of the worker has the room for; 0: nobody else has; then
 --              nothing follows that is not 0 or empty
 --   version    that of the list of clients, 0 if it has none
@@ -21,6 +21,7 @@
 --   timed_out  clients to report, at most 100
 --   overdue    in how many ms the first client may be timed out that a round may wait for, -1: none
 --   now        microseconds
+--   done       up to which number in the log the worker was done
 --
 -- Atomic because a round is to be seen with those that it waits for; and one process delivers.
 unsettled = true
@@ -33,11 +34,11 @@ local seen = call('HMGET', state, 'round', 'logged', 'timeouts', 'id')
 local round, logged = tonumber(seen[1] or '0'), tonumber(seen[2] or '0')
 local late = tonumber(seen[3] or '0')
 if not known then
-  return {0, 0, {}, round, false, {}, logged, late, reports, -1, now_us}
+  return {0, 0, {}, round, false, {}, logged, late, reports, -1, now_us, 0}
 end
 if process ~= '' then
   if known[4] ~= process and known[4] ~= '' and known[5] > now then
-    return {known[5] - now, 0, {}, round, false, {}, logged, late, reports, -1, now_us}
+    return {known[5] - now, 0, {}, round, false, {}, logged, late, reports, -1, now_us, 0}
   end
   known[4], known[5] = process, now + ARGV[5]
   call('HSET', workers, caller, cmsgpack.pack(known))
@@ -75,4 +76,4 @@ if seen[4] then
   message = #mine > 0 and call('HGET', state, 'message')
   overdue = math.max(call('ZRANGE', clients, 0, 0, 'WITHSCORES')[2] - now, 0)
 end
-return {0, known[2], list, round, message, mine, logged, late, reports, overdue, now_us}
+return {0, known[2], list, round, message, mine, logged, late, reports, overdue, now_us, known[3]}

@@ -4,6 +4,8 @@
 -- ARGV[5]  after     the number that it has read up to; '': where it, or who had the room before,
 --                    was done
 -- ARGV[6]  done      the number up to which all is done, '' if that is not known
+-- ARGV[7]  listed    the version of the list of clients up to which it knows all who have joined:
+--                    else it does not know what is done
 --
 -- Returns {logged, now, after, {number, round, message ...}}: at most 100, and a megabyte or one
 -- message; logged is the last number there is, -1 if the worker does not have the room.
@@ -21,7 +23,7 @@ if is_here and known[8] == 0 then
   known[8] = 1
   call('HSET', workers, caller, cmsgpack.pack(known))
 end
-if is_here and done > known[3] then
+if is_here and done > known[3] and tonumber(ARGV[7]) >= (known[9] or known[2]) then
   known[3] = done
   call('HSET', workers, caller, cmsgpack.pack(known))
   local least = known[3]
