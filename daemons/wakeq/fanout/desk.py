@@ -15,7 +15,7 @@ from wakeq.backoff import Growth
 from wakeq.fanout.acks import Acks
 from wakeq.fanout.delivery import Ask, Handout, RoomMessage, Seat
 from wakeq.fanout.log_reader import LogReader
-from wakeq.fanout.records import Queued, read_message
+from wakeq.fanout.records import Queued
 from wakeq.fanout.rooms import failures
 from wakeq.fanout.tally import Tally
 
@@ -208,7 +208,7 @@ class Desk:
             self._log.is_wanted = True
         self._round = rounds
         self._log.hear(logged)
-        if raw and (message := self._message(raw)):
+        if raw and (message := self._tally.read(raw)):
             # Who has joined anew since that was asked had it before.
             some = [(name, self.seats.get(name)) for name in map(bytes.decode, waiting)]
             waiting = [name for name, seat in some if seat is None or seat.joined < rounds]
@@ -269,7 +269,7 @@ class Desk:
         self._tally.acknowledged += len(ask.clients) - len(found)
         if raw and version == self.version and self.is_ours:
             self._round = rounds
-            if message := self._message(raw):
+            if message := self._tally.read(raw):
                 some = self.seats.items()
                 waiting = [c for c, s in some if s.joined < rounds and s.mode == "sync"]
                 self._hand_out(waiting, message, now_us)
@@ -307,13 +307,6 @@ class Desk:
 
     def _hand_out_only_to(self, clients: Container[str]) -> None:
         self._todo = deque(each for each in self._todo if each.keep(clients))
-
-    def _message(self, raw: bytes) -> Queued | None:
-        try:
-            return read_message(raw)
-        except ValueError:
-            self._tally.invalid += 1
-            return None
 
     # -- what handlers did -------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wakeq.fanout.delivery import Ask, RoomMessage, Seat
-from wakeq.fanout.records import Queued, read_message
 from wakeq.fanout.tally import Tally
 
 
@@ -143,7 +142,7 @@ class LogReader:
         for number, rounds, raw in zip(rows, rows, rows, strict=True):
             self._miss(after, read, number - 1)
             read = number
-            if message := self._message(raw):
+            if message := self._tally.read(raw):
                 for client in self._receivers(after, number, not rounds):
                     each = RoomMessage(self._room, client, message, not rounds, False)
                     each.latency = self._tally.receive(now_us, message)
@@ -185,10 +184,3 @@ class LogReader:
         if least < self._read and not self._todo and not self._is_asked:
             self._read, self.is_wanted = least, True
         self._done = min(least, self._todo[0][0] - 1 if self._todo else self._read)
-
-    def _message(self, raw: bytes) -> Queued | None:
-        try:
-            return read_message(raw)
-        except ValueError:
-            self._tally.invalid += 1
-            return None

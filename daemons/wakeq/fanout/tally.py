@@ -3,7 +3,7 @@
 from collections import deque
 from typing import NamedTuple
 
-from wakeq.fanout.records import Queued
+from wakeq.fanout.records import Queued, read_message
 
 _LATENCIES = 100
 
@@ -41,6 +41,14 @@ class Tally:
         self.received = self.invalid = self.acknowledged = self.failed = 0
         self.missed = self.timeouts = self.ejected = 0
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
+
+    def read(self, raw: bytes) -> Queued | None:
+        """Return a message, or None, and count it, if it is none."""
+        try:
+            return read_message(raw)
+        except ValueError:
+            self.invalid += 1
+            return None
 
     def receive(self, now_us: int, message: Queued, clients: int = 1) -> float:
         """Count a message for some clients, and return its latency in seconds."""
