@@ -184,6 +184,20 @@ def test_shows_a_key_that_is_no_stream(wakeq: Wakeq, redis: RedisServer) -> None
     assert "orders" in result.out
 
 
+def test_says_that_it_may_not_see_the_groups_rather_than_that_there_are_none(
+    wakeq: Wakeq, own_redis: RedisServer
+) -> None:
+    client = own_redis.client()
+    client.sadd(keys.STREAMS, "orders")
+    client.xgroup_create("orders", "billing", "0", mkstream=True)
+    client.execute_command("ACL", "SETUSER", "poor", "on", ">pw", "~*", "+@all", "-xinfo")
+    wakeq.env["WAKEQ_REDIS_URL"] = own_redis.url.replace("unix://", "unix://poor:pw@")
+    result = wakeq.run("status")
+    assert result.code == 77
+    assert "xinfo" in result.err
+    assert not result.out
+
+
 def test_shows_the_others_if_it_may_not_read_a_stream(wakeq: Wakeq, own_redis: RedisServer) -> None:
     client = own_redis.client()
     client.sadd(keys.STREAMS, "orders", "secret")

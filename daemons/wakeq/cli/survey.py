@@ -97,8 +97,7 @@ class Survey:
             if isinstance(reply, Exception):
                 raise reply
         report |= {"delayed": delayed + repairs, "paused": streams.read_pause(paused)}
-        # Of a stream that is not there, XINFO says "no such key".
-        groups = [] if isinstance(found, Exception) else found
+        groups = _unless_missing(found) or []
         report["length"] = length
         now_ms = time[0] * 1000 + time[1] // 1000
         if report["delayed"]:
@@ -158,7 +157,8 @@ class Survey:
             if isinstance(reply, Exception):
                 raise reply
         # The retry stream, or the group in it, is made with the consumer's first start.
-        taken = 0 if isinstance(pending, Exception) else pending["pending"]
+        found = _unless_missing(pending)
+        taken = found["pending"] if found else 0
         return {"pending": entry["pending"] + taken, "retry": length - taken, "dead": dead}
 
     def _owner(self, stream: str, group: str) -> str | None:
@@ -243,6 +243,19 @@ def _empty(stream: str) -> Report:
         "stream": stream, "length": 0, "delayed": 0, "overdue": 0, "overdue_seconds": None,
         "paused": None, "groups": [],
     }  # fmt: skip
+
+
+def _unless_missing(reply: Any) -> Any:
+    """Return what Redis says of a stream or a group, None if there is none.
+
+    Raises:
+        redis.exceptions.RedisError: it may not say.
+    """
+    if not isinstance(reply, Exception):
+        return reply
+    if str(reply).removeprefix("ERR ").startswith(("no such key", "NOGROUP ")):
+        return None
+    raise reply
 
 
 def _text(value: bytes | str) -> str:
