@@ -133,6 +133,9 @@ def _shared_redis() -> Iterator[RedisServer]:
 def redis(_shared_redis: RedisServer) -> Iterator[RedisServer]:
     """The server that all tests share, empty; a test that stops or changes it wants own_redis."""
     client = _shared_redis.client()
+    # Else the server may yet read what one that was killed in the test before has sent.
+    for kind in ("normal", "pubsub"):
+        client.client_kill_filter(_type=kind, skipme=True)
     client.flushall()
     client.script_flush()
     yield _shared_redis

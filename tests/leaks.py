@@ -55,7 +55,8 @@ def _children() -> set[str]:
     children = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
-            stat = Path("/proc", pid, "stat").read_text()
+            # Its name, of at most 15 bytes, may end within a character.
+            stat = Path("/proc", pid, "stat").read_text(errors="replace")
             # proc(5): pid (command) state parent ...; the command may hold anything.
             command = stat[stat.index("(") + 1 : stat.rindex(")")]
             state, parent = stat[stat.rindex(")") + 2 :].split()[:2]
