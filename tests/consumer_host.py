@@ -21,13 +21,16 @@ from wakeq.wire import Connection
 
 HOST = os.uname().nodename
 
-# What is packed for each delayed message, the first one that is due first.
+# Of each delayed message, the first one that is due first, at one moment: what it is called, when
+# it is due, and what is packed for it. Then for how many there is something.
 _UNPACK = """
 local all = {}
-for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  all[#all + 1] = cmsgpack.unpack(redis.call('HGET', KEYS[2], member))
+local due = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 1, #due, 2 do
+  local packed = redis.call('HGET', KEYS[2], due[i])
+  all[#all + 1] = {due[i], due[i + 1], cmsgpack.unpack(packed)}
 end
-return all
+return {all, redis.call('HLEN', KEYS[2])}
 """
 
 # What every handler of a test has: `record(word, …)` adds a line to a file that the test reads.
@@ -334,13 +337,9 @@ class ConsumerHost:
     def delayed(self, stream: str = "orders") -> list[Delayed]:
         """Return the delayed messages, the first one that is due first."""
         names = (keys.delayed(stream), keys.delayed_data(stream))
-        due = self.redis.zrange(names[0], 0, -1, withscores=True)
-        packed = self.redis.eval(_UNPACK, 2, *names)
-        assert self.redis.hlen(names[1]) == len(due) == len(packed)
-        return [
-            Delayed(member.decode(), int(score), items)
-            for (member, score), items in zip(due, packed, strict=True)
-        ]
+        found, count = self.redis.eval(_UNPACK, 2, *names)
+        assert len(found) == count
+        return [Delayed(member.decode(), int(due), items) for member, due, items in found]
 
     def dead(self, stream: str = "orders", group: str = "orders") -> list[dict[bytes, bytes]]:
         """Return the dead letters of a group."""

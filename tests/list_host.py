@@ -17,6 +17,26 @@ NODE = LIST = "jobs"
 TAKERS, SUSPECTS, STATS = keys.takers(LIST), keys.suspects(LIST), keys.stats(LIST, NODE)
 ERRORS = keys.errors(LIST, NODE)
 
+# All messages that are in the list KEYS[1], or in hand under the keys that ARGV[1] means, at one
+# moment: one may go from the one to the other.
+_LEFT = """
+local left = redis.call('LRANGE', KEYS[1], 0, -1)
+for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
+  if redis.call('TYPE', key).ok == 'list' then
+    for _, body in ipairs(redis.call('LRANGE', key, 0, -1)) do
+      left[#left + 1] = body
+    end
+  else
+    for _, number in ipairs(redis.call('HKEYS', key)) do
+      if tonumber(number) then
+        left[#left + 1] = redis.call('HGET', key, number)
+      end
+    end
+  end
+end
+return left
+"""
+
 # What handlers of these tests are made of; each run is recorded as BODY PID.
 HANDLERS = """
 import os, signal, time
@@ -114,29 +134,22 @@ class ListHost(NodeHost):
 
     def left(self) -> Counter[str]:
         """Return what is in the list, or in hand of takers, and in how many places."""
-        left = Counter(self.waiting())
-        for key in self.redis.keys(keys.prefix(LIST) + ":tak*:*"):
-            if self.redis.type(key) == b"list":
-                left.update(body.decode() for body in self.redis.lrange(key, 0, -1))
-            else:
-                held = self.redis.hgetall(key)
-                left.update(body.decode() for number, body in held.items() if number.isdigit())
-        return left
+        left = self.redis.eval(_LEFT, 1, LIST, keys.prefix(LIST) + ":tak*:*")
+        return Counter(body.decode() for body in left)
 
     def taker_of(self, process: ConsumerProcess) -> str:
         """Return the name of a process among the takers."""
-        names = [name.decode() for name in self.redis.zrange(TAKERS, 0, -1)]
-        (taker,) = [n for n in names if n.split("/")[2] == str(process.pid) and n[0] != "~"]
+        (taker,) = self._names_of(process)
         return taker
 
     def wait_taking(self, process: ConsumerProcess) -> str:
         """Wait until a process has joined, and return its name among the takers."""
-        pid = str(process.pid).encode()
-        wait_until(
-            lambda: any(n.split(b"/")[2] == pid for n in self.redis.zrange(TAKERS, 0, -1)),
-            20, f"{process.pid} is among the takers:\n{self.output}",
-        )  # fmt: skip
+        wait_until(lambda: self._names_of(process), 60, f"{process.pid} is a taker:\n{self.output}")
         return self.taker_of(process)
+
+    def _names_of(self, process: ConsumerProcess) -> list[str]:
+        names = [name.decode() for name in self.redis.zrange(TAKERS, 0, -1)]
+        return [n for n in names if n.split("/")[2] == str(process.pid) and n[0] != "~"]
 
     def forget(self, taker: str) -> None:
         """Have the time of a taker be over."""
