@@ -206,7 +206,10 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def _stands_still(pid: int) -> bool:
-    stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    try:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):  # a thread that was just about to end
+        return False
     return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
