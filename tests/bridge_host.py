@@ -91,7 +91,7 @@ class BridgeHost:
     def wait_begun(self, count: int = 1, bridge: str = "clicks", channel: str = CHANNEL) -> None:
         """Wait until somebody takes the messages of a channel."""
         key = keys.bridge_lease(channel, bridge)
-        wait_until(lambda: self.redis.hget(key, "begun") == b"1", 30, "the channel is taken")
+        wait_until(lambda: self.redis.hget(key, "begun") == b"1", 60, "the channel is taken")
 
     def holder(self, bridge: str = "clicks", channel: str = CHANNEL) -> str:
         """Return the instance that takes the messages of a channel, once it does."""

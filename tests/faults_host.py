@@ -10,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import redis as redis_py
+
 from consumer_host import ConsumerHost, ConsumerProcess
 from redis_servers import RedisServer, wait_until
 from wakeq import keys
@@ -159,7 +161,11 @@ class FaultHost(ConsumerHost):
     def settled(self) -> bool:
         """Tell whether nothing is unread and nothing is pending, in both streams."""
         for source in (STREAM, RETRY):
-            groups = {group["name"].decode(): group for group in self.redis.xinfo_groups(source)}
+            try:
+                found = self.redis.xinfo_groups(source)
+            except redis_py.ResponseError:  # there is no such stream yet, or none any more
+                return False
+            groups = {group["name"].decode(): group for group in found}
             if GROUP not in groups or groups[GROUP]["pending"]:
                 return False
             after = b"(" + groups[GROUP]["last-delivered-id"]
