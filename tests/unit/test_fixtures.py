@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -64,6 +66,21 @@ def test_the_notify_socket_collects_what_a_service_says(
         notify_socket.wait_for("READY=1", deadline_s=0.01, after=2)
 
 
+def test_two_test_runs_are_not_given_the_same_port() -> None:
+    code = "import redis_servers; print(*(redis_servers.free_port() for _ in range(300))); input()"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=Path(__file__).parents[1], text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) for _ in range(2)
+    ]  # fmt: skip
+    given = [set(run.stdout.readline().split()) for run in runs if run.stdout is not None]
+    for run in runs:
+        run.communicate("\n")
+    assert [len(ports) for ports in given] == [300, 300]
+    assert not given[0] & given[1]
+
+
 def test_waiting_fails_at_its_deadline_and_says_for_what() -> None:
     with pytest.raises(AssertionError, match=r"not within 0.01 s: the moon"):
         wait_until(lambda: False, deadline_s=0.01, message="the moon")
@@ -100,3 +117,12 @@ def test_a_test_that_leaves_something_behind_fails(leave: Callable[[], None], wh
         leave()
     go.set()
     Path(tempfile.gettempdir(), "left").unlink(missing_ok=True)
+
+
+def test_a_process_whose_name_ends_within_a_character_is_seen(short_dir: Path) -> None:
+    program = short_dir / ("a" * 14 + "ü")  # cut to 15 bytes
+    shutil.copy("/usr/bin/sleep", program)
+    message = r"left behind: process \d+ aaaaaaaaaaaaaa"
+    with pytest.raises(AssertionError, match=message), nothing_left_behind(deadline_s=0.1):
+        process = subprocess.Popen([program, "60"])
+    process.wait()
