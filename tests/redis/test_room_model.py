@@ -312,8 +312,8 @@ class Life(RuleBasedStateMachine):
         """Return the reply to reading on."""
         after, done = desk.read_from
         packed = dict(self.connection.call("EVAL", UNPACKED, 1, WORKERS_KEY))
-        if (mine := packed.get(worker.encode())) and desk.listed < mine[8]:
-            done = None  # it does not know of everybody
+        if (mine := packed.get(worker.encode())) and desk.listed < mine[9]:
+            done = None  # it does not know who is behind
         reply = self.step(Rooms(worker).read(R, *desk.read_from, desk.listed))
         self.settle()
         if any(of.worker == worker for of in self.model.state.members.values()):

@@ -359,15 +359,17 @@ def test_what_is_out_of_band_is_not_repeated_when_a_client_is_taken_over(
 def test_who_is_taken_over_is_given_what_the_new_worker_had_read_before(
     kind: Any, rooms: FanoutClient, redis: RedisServer
 ) -> None:
-    begun, goes_on, second = threading.Event(), threading.Event(), Seen()
+    ejected: list[tuple[str, ...]] = []
+    begun, goes_on, first, second = threading.Event(), threading.Event(), Seen(), Seen()
 
     def stop(message: RoomMessage) -> None:
+        first(message)
         begun.set()
         goes_on.wait(60)
 
     with kind(second, redis.url) as worker:
         worker.subscribe("r", "b")
-        with kind(stop, redis.url) as slow:
+        with kind(stop, redis.url, on_ejected=lambda *who: ejected.append(who)) as slow:
             slow.subscribe("r", "a")
             for text in "123":
                 rooms.send_out_of_band("r", text)
@@ -375,10 +377,34 @@ def test_who_is_taken_over_is_given_what_the_new_worker_had_read_before(
             second.wait(3)
             worker.subscribe("r", "a")
             second.wait(6)
+            wait_until(lambda: ejected, message="the slow one has heard of it")
             goes_on.set()
         rooms.send_out_of_band("r", "4")
         second.wait(8)
     assert (second.of("a"), second.of("b")) == (["1", "2", "3", "4"],) * 2
+    assert first.of("a") == ["1"]  # what was in hand, and nothing else twice
+
+
+def test_what_a_worker_has_done_until_its_end_is_not_given_to_the_next_one(
+    kind: Any, rooms: FanoutClient, redis: RedisServer
+) -> None:
+    seen, terms = Seen(), FanoutTerms(name="w")
+    rooms.subscribe("r", "a", "w")
+
+    def stop_at_the_third(message: RoomMessage) -> None:
+        seen(message)
+        if message.text() == "0":
+            for text in "1234":
+                rooms.send_out_of_band("r", text)
+        if message.text() == "3":
+            worker.stop()
+
+    with kind(stop_at_the_third, redis.url, terms) as worker:
+        rooms.send_out_of_band("r", "0")
+        worker.wait()
+    with kind(seen, redis.url, terms):
+        seen.wait(5)
+    assert seen.of("a") == ["0", "1", "2", "3", "4"]
 
 
 def test_who_was_subscribed_by_others_just_now_is_given_what_is_out_of_band(

@@ -390,7 +390,7 @@ class Reader:
 
     def read(self) -> bool:
         """Read on, and say that what was read before is done; tell whether there was something."""
-        _, _, after, entries = self.ask(self._rooms.read("r", self._read, self._read, 2**53))
+        _, _, after, entries, *_ = self.ask(self._rooms.read("r", self._read, self._read, 2**53))
         self._read = entries[-3] if entries else after
         self.seen += [read_message(raw).text() for raw in entries[2::3]]
         return bool(entries)

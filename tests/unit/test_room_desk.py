@@ -41,7 +41,7 @@ def acked(version: int = V, rounds: int = 1, message: Any = None, failed: Any = 
 
 def read(logged: int, after: int = 0, *entries: Any) -> list[Any]:
     """Return a reply of room_read.lua."""
-    return [logged, NOW, after, list(entries)]
+    return [logged, NOW, after, list(entries), V, [], 0]
 
 
 def next_read(desk: Desk) -> Ask:
@@ -328,21 +328,23 @@ def test_what_waits_of_the_log_is_not_given_to_who_was_timed_out(desk: Desk) -> 
     assert given_from_log(desk) == [("a", read_message(raw(number)).id) for number in (1, 2)]
 
 
-@pytest.mark.parametrize("how", ["another worker has it", "leaving fails"])
-def test_what_waits_of_the_log_is_given_to_who_has_no_seat_and_has_not_left(
-    desk: Desk, how: str
-) -> None:
+def test_what_waits_of_the_log_is_given_to_who_could_not_leave(desk: Desk) -> None:
     desk.hear(0, 2, 0, V)
     take_read(desk, 2, 0, 1, 0, raw(1), 2, 0, raw(2))
-    if how == "leaving fails":
-        desk.begin_leave("b")
-        desk.end_leave("b", has_left=False)
-    else:
-        desk.doubt_look()
-        desk.take_look(next_ask(desk), look(version=V + 1, logged=2, members=[b"a"]))
-        assert desk.ejected == [("b", "")]
+    desk.begin_leave("b")
+    desk.end_leave("b", has_left=False)
     ids = [read_message(raw(number)).id for number in (1, 2)]
     assert given_from_log(desk) == [(client, each) for each in ids for client in "ab"]
+
+
+def test_what_waits_of_the_log_is_left_to_the_worker_that_has_the_client_now(desk: Desk) -> None:
+    desk.hear(0, 2, 0, V)
+    take_read(desk, 2, 0, 1, 0, raw(1), 2, 0, raw(2))
+    desk.doubt_look()
+    desk.take_look(next_ask(desk), look(version=V + 1, logged=2, members=[b"a"]))
+    assert desk.ejected == [("b", "")]
+    ids = [read_message(raw(number)).id for number in (1, 2)]
+    assert given_from_log(desk) == [("a", each) for each in ids]
 
 
 @pytest.mark.parametrize("mode", [b"sync", b"async"])
@@ -362,6 +364,69 @@ def test_what_waits_of_the_log_is_not_given_to_who_has_joined_anew(mode: bytes) 
     assert [message_id for client, message_id in given if client == "b"] == ids
     expected = ids[2:] if mode == b"async" else []
     assert [message_id for client, message_id in given if client == "a"] == expected
+
+
+def joined(version: int, logged: int, after: int, *entries: Any) -> list[Any]:
+    """Return a reply of room_read.lua that tells of a third client, which joined at number 1."""
+    members = [part for name in (b"a", b"b", b"c") for part in (name, b"sync", 0, 0)]
+    members[-2] = 1
+    return [logged, NOW, after, list(entries), version, members, 0]
+
+
+def test_who_has_joined_is_known_with_what_was_read(desk: Desk) -> None:
+    desk.hear(0, 2, 0, V + 1)
+    desk.take_read(next_read(desk), joined(V + 1, 2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    given = [client + message_id[-1] for client, message_id in given_from_log(desk)]
+    ids = [read_message(raw(number)).id[-1] for number in (1, 2)]
+    assert given == ["a" + ids[0], "b" + ids[0], *(client + ids[1] for client in "abc")]
+    assert desk.listed == V + 1
+    assert next_ask(desk).what == "look"  # who has left is not told
+
+
+def test_who_has_left_here_since_the_log_was_asked_for_does_not_come_back(desk: Desk) -> None:
+    desk.take_joined("c", "sync", [0, V + 1, 1, 0])
+    ask = next_read(desk)
+    desk.begin_leave("c")
+    desk.end_leave("c")
+    desk.take_read(ask, joined(V + 1, 2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    assert "c" not in desk.seats
+    assert desk.listed == V + 1
+
+
+def test_who_has_joined_by_an_older_reply_than_the_last_look_is_not_believed(desk: Desk) -> None:
+    desk.hear(0, 2, 0, V + 1)
+    ask = next_read(desk)
+    desk.take_look(next_ask(desk), look(version=V + 2, members=[b"a", b"b"], logged=2))
+    desk.take_read(ask, joined(V + 1, 2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    assert "c" not in desk.seats
+
+
+def test_knows_nobody_for_sure_once_the_version_has_gone_back(desk: Desk) -> None:
+    assert desk.listed == V
+    desk.hear(0, 0, 0, V - 1)  # a replica that lacked the last steps
+    assert desk.listed == -1
+
+
+def test_hands_out_what_a_refused_read_would_have_brought(desk: Desk) -> None:
+    desk.hear(0, 1, 0, V)
+    ask = next_read(desk)
+    desk.take_read(ask, [-1, NOW, 0, [], 0, [], 0])  # another process had it, which has ended
+    desk.take_look(next_ask(desk), look(logged=1, members=[b"a", b"b"]))
+    assert next_read(desk).what == "read"
+
+
+def test_who_could_not_leave_lacks_nothing(desk: Desk) -> None:
+    desk.begin_leave("b")
+    desk.hear(0, 1, 0, V)
+    take_read(desk, 1, 0, 1, 0, raw(1))
+    message = desk.next_read()
+    assert isinstance(message, RoomMessage)
+    desk.finish(message)
+    assert (message.client, desk.next_read(), desk.read_from) == ("a", None, (1, 0))
+    desk.end_leave("b", has_left=False)
+    desk.take_look(next_ask(desk), look(members=[b"a", b"b"], logged=1))
+    take_read(desk, 1, 0, 1, 0, raw(1))
+    assert [client for client, _ in given_from_log(desk)] == ["b"]
 
 
 def test_garbage_is_counted_and_passed_over(desk: Desk) -> None:

@@ -243,3 +243,71 @@ def test_what_nobody_has_any_more_is_missed_once() -> None:
     assert (log.read_all(), log.tally.missed, log.done) == ([], 3, 3)
     log.join("b", 1)
     assert (log.read_all(), log.tally.missed, log.done) == ([], 5, 3)
+
+
+def test_what_redis_has_lost_is_given_again_also_while_somebody_is_behind() -> None:
+    log = begun(a=0)
+    log.write(5)
+    log.read_all()
+    log.join("b", 2)
+    log.logged = log.known_done = 3
+    log.reader.hear(3)
+    log.read_all()
+    log.write(3)
+    given = log.read_all()
+    assert [each for each in given if each[0] == "a"] == ["a4", "a5", "a6"]
+
+
+def test_what_is_to_be_read_again_for_somebody_is_not_handed_out_before() -> None:
+    log = Log(a=0, b=0)
+    log.write(3)
+    log.reply(log.ask())
+    assert log.hand_out(2) == ["a1", "b1"]
+    seat = log.seats.pop("a")  # another worker has him, and this one again
+    log.reader.leave("a")
+    log.seats["a"] = seat
+    log.reader.join("a", 1)
+    assert log.hand_out() + log.read_all() == ["b2", "b3", "a2", "a3"]
+
+
+def test_a_refused_read_makes_whatever_is_heard_next_news() -> None:
+    log = begun(a=0)
+    log.write(1)
+    ask, _ = log.ask()
+    log.reader.take(ask, [-1, NOW, 0, []])
+    assert not log.reader.has_ask
+    log.reader.hear(4)
+    assert log.read_all() == ["a4"]
+
+
+def test_nothing_is_told_as_done_past_who_may_stay() -> None:
+    log = begun(a=0, b=0)
+    del log.seats["b"]
+    log.reader.begin_leave("b")
+    log.write(2)
+    assert log.read_all() == ["a4", "a5"]
+    assert log.done == 3
+    log.reader.keep_leaving(["b"])
+    assert log.done == 3
+    log.reader.keep_leaving([])
+    assert (log.read_all(), log.done) == ([], 5)
+
+
+def test_who_came_after_what_was_removed_has_missed_nothing() -> None:
+    log = begun(a=0)
+    log.logged = log.removed = 10
+    log.join("b", 10)
+    del log.seats["a"]
+    log.reader.hear(10)
+    assert (log.read_all(), log.tally.missed) == ([], 0)
+
+
+def test_looks_for_who_is_behind_once_for_each_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = begun(a=0)
+    for number in range(500):
+        log.join(f"b{number}", 2)
+    settled: list[None] = []
+    settle = log.reader._settle
+    monkeypatch.setattr(log.reader, "_settle", lambda: (settled.append(None), settle()))
+    assert len(log.read_all()) == 500
+    assert len(settled) < 10

@@ -19,8 +19,7 @@ from wakeq.fanout.records import Queued
 from wakeq.fanout.rooms import failures
 from wakeq.fanout.tally import Tally
 
-_LEFT = {"not-subscribed", "timed-out"}
-_GONE = {*_LEFT, "taken-over"}
+_GONE = {"not-subscribed", "timed-out", "taken-over"}
 GROWTH = Growth(0.1, 2.0, 30.0)
 
 
@@ -59,6 +58,7 @@ class Desk:
         self._acks = Acks()
         self._reasons: dict[str, str] = {}
         self._leaving: set[str] = set()
+        self._left_at: dict[str, int] = {}  # at which edit, since the log was read
         self._edits = 0
 
     # -- what there is to do -----------------------------------------------------------------
@@ -111,7 +111,12 @@ class Desk:
         """Return what to do next for the log."""
         if message := self._log.next_message():
             return message
-        return self._log.ask() if self.is_ours and self._log.has_ask else None
+        return self._log.ask(self._edits) if self.is_ours and self._log.has_ask else None
+
+    @property
+    def has_untold(self) -> bool:
+        """Tell whether more of the log is done than Redis knows."""
+        return self.is_ours and self._log.has_untold
 
     @property
     def read_from(self) -> tuple[int | None, int | None]:
@@ -128,6 +133,8 @@ class Desk:
             self._let_go()
             self._wants_look = True
             return
+        if version < self.listed:
+            self.listed = -1  # it may be that of another server
         if not self.is_ours:
             # Who has it hears it, too.
             self._wants_look = self._wants_look or is_free
@@ -183,9 +190,10 @@ class Desk:
     def end_leave(self, client: str, has_left: bool = True) -> None:
         """Believe again what Redis says of a client; it has left, or that failed."""
         self._leaving.discard(client)
+        self._edits += 1
         if has_left:
             self._log.leave(client)
-        self._edits += 1
+            self._left_at[client] = self._edits
         self.version, self._wants_look = -1, True
 
     def take_look(self, ask: Ask, reply: Sequence[Any]) -> None:
@@ -239,13 +247,13 @@ class Desk:
         for client in self.seats.keys() - found.keys():
             reason = self._reasons.get(client, "")
             self.ejected.append((client, reason))
-            if reason in _LEFT:
-                self._log.leave(client)
+            self._log.leave(client)  # another worker has what is not done
         self._reasons.clear()
         self.seats.clear()
         self.seats.update(found)
         for client in came:
             self._log.join(client, max(found[client].since, done))
+        self._log.keep_leaving(self._leaving)
         self._hand_out_only_to(found)
 
     def take_ack(
@@ -285,8 +293,24 @@ class Desk:
 
     def take_read(self, ask: Ask, reply: Sequence[Any]) -> None:
         """Take the reply to reading; see room_read.lua."""
-        self._wants_look = self._wants_look or reply[0] < 0
+        logged, version, members, done = reply[0], *reply[4:]
+        if logged < 0:
+            self._wants_look = True
+        elif version >= self.version:
+            self._add_members(ask, members, done)
+            self.listed = version
         self._log.take(ask, reply)
+
+    def _add_members(self, ask: Ask, members: Sequence[Any], done: int) -> None:
+        """Know who has joined; a look tells who has left."""
+        self._left_at = {client: edit for client, edit in self._left_at.items() if edit > ask.edits}
+        rows = iter(members)
+        for raw, mode, since, joined in zip(rows, rows, rows, rows, strict=True):
+            client = raw.decode()
+            gone = client in self._leaving or client in self._left_at
+            if client not in self.seats and not gone:
+                self.seats[client] = Seat(mode.decode(), since, joined)
+                self._log.join(client, max(since, done))
 
     def _hand_out(self, clients: Iterable[str], message: Queued, now_us: int) -> None:
         given = []

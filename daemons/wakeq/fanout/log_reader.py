@@ -1,13 +1,13 @@
 """What one process of a worker reads of a room's log, and hands out of it.
 
-It reads for all clients of the worker at once. Somebody may be behind: Redis knew of him before the
-process did, or he comes from a worker that was slower. Then the process goes back to his place once
-all that it has read is done, and hands that out to nobody else. Redis still has it: what is done is
-believed from who knows all of his clients, and not before.
+It reads for all clients of the worker at once, and hears with each reply who has joined. Who comes
+from a worker that was slower is behind: then the process goes back to his place once all that it
+has read is done, and hands that out to nobody else. Redis still has it: it believes what is done
+from who knows of him, and not before.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from wakeq.fanout.delivery import Ask, RoomMessage, Seat
@@ -52,8 +52,13 @@ class LogReader:
     @property
     def has_ask(self) -> bool:
         """Tell whether to read on."""
-        wanted = self.is_wanted or self._told_done != self._done
+        wanted = self.is_wanted or self.has_untold
         return wanted and bool(self._seats) and not self._is_asked
+
+    @property
+    def has_untold(self) -> bool:
+        """Tell whether something else is done than Redis was told."""
+        return self._told_done != self._done
 
     @property
     def place(self) -> tuple[int | None, int | None]:
@@ -64,21 +69,29 @@ class LogReader:
         """Return what is to be handed out next; it stays that until it is done."""
         while self._todo:
             number, message = self._todo[0]
-            seat = self._seats.get(message.client)  # without one, another worker may have it now
-            if seat.takes(number, message.oob) if seat else message.client not in self._left:
+            client = message.client
+            seat = self._seats.get(client)
+            if seat is None:
+                is_for = client not in self._left  # as long as he may stay
+            else:  # he may have left and joined anew, or is to be given it when it is read again
+                is_for = number <= self._behind.get(client, number)
+                is_for = is_for and seat.takes(number, message.oob)
+            if is_for:
                 return message
-            self.finish(message)  # who it is for has left since, and may have joined anew
+            self.finish(message)
         return None
 
-    def ask(self) -> Ask:
-        """Read on."""
+    def ask(self, edits: int = 0) -> Ask:
+        """Read on; see Ask for `edits`."""
         self.is_wanted, self._is_asked = False, True
-        return Ask("read", turn=self._turn)
+        return Ask("read", edits=edits, turn=self._turn)
 
     def finish(self, message: RoomMessage) -> None:
         """Have a message done, whatever became of it."""
         if self._todo and self._todo[0][1] is message:
-            self._todo.popleft()
+            number, _ = self._todo.popleft()
+            if self._todo and self._todo[0][0] == number:
+                return  # it is not done
         self._settle()
 
     # -- what was heard ----------------------------------------------------------------------
@@ -107,33 +120,44 @@ class LogReader:
         self._behind.pop(client, None)
         place = max(place, self._leaving.pop(client, 0))
         # While it is asked where the worker was, it is not known yet who is behind.
-        if self._is_asked if self._read is None else place < self._most:
+        if self._read is None:
+            if self._is_asked:
+                self._behind[client] = place
+        elif place < self._most:
             self._behind[client] = place
-            self._settle()
+            self._done = min(self._done or 0, place)
+            self._go_back(place)
 
     def begin_leave(self, client: str) -> None:
-        """Read no more for somebody."""
+        """Read no more for somebody, who may stay."""
         self._leaving[client] = self._behind.pop(client, self._most)
 
     def leave(self, client: str) -> None:
         """Hand out nothing more of what was read to who has left."""
-        self._leaving.pop(client, None)
+        if self._leaving.pop(client, self._most) < self._most:
+            self.is_wanted = True  # then what is done is found again
         if self._todo:
             self._left.add(client)
+
+    def keep_leaving(self, clients: Container[str]) -> None:
+        """Forget who is not about to leave any more, and is not there."""
+        for client in [client for client in self._leaving if client not in clients]:
+            self.leave(client)
 
     def take(self, ask: Ask, reply: Sequence[Any]) -> None:
         """Take the reply to reading; see room_read.lua."""
         if ask.turn != self._turn:
             return
-        logged, now_us, after, entries = reply
+        logged, now_us, after, entries = reply[:4]
         self._is_asked = False
         if logged < 0:
+            self.logged = -1  # whatever is heard next is news
             return
         self._told_done = self._done
         self._left.clear()
         if self._read is None:
             self._most = after
-        elif after < self._read:  # Redis has lost the others, and gives them to other messages
+        elif logged < self._most:  # Redis has lost the others, and gives them to other messages
             self._most = after
             self._behind = {client: min(n, after) for client, n in self._behind.items()}
             self._leaving.clear()
@@ -171,16 +195,21 @@ class LogReader:
     def _miss(self, after: int, first: int, last: int) -> None:
         """Count what is not there any more: who has not got what comes after one number."""
         if last > first:
-            behind = [place for place in self._behind.values() if place >= after]
-            even = [self._most] * (len(self._seats) - len(self._behind))
-            self._tally.missed += sum(max(0, last - max(first, n)) for n in behind + even)
+            for client, seat in self._seats.items():
+                place = self._behind.get(client, self._most)
+                if place >= after:
+                    self._tally.missed += max(0, last - max(first, place, seat.since))
+
+    def _go_back(self, place: int) -> None:
+        if self._read is not None and place < self._read and not self._todo and not self._is_asked:
+            self._read, self.is_wanted = place, True
 
     def _settle(self) -> None:
         """Go back if somebody is behind and nothing is under way; find up to which all is done."""
         least = min(self._behind.values(), default=self._most)
+        self._go_back(least)
         if self._read is None:
             self._done = None
-            return
-        if least < self._read and not self._todo and not self._is_asked:
-            self._read, self.is_wanted = least, True
-        self._done = min(least, self._todo[0][0] - 1 if self._todo else self._read)
+        else:
+            done = self._todo[0][0] - 1 if self._todo else self._read
+            self._done = min(done, least, *self._leaving.values())

@@ -105,6 +105,8 @@ class Office:
         for desk in self.desks.values():
             names = list(desk.seats)
             if not self.is_alone:
+                if desk.has_untold:  # or the next one hands that out once more
+                    yield self.request(desk, Ask("read"))
                 yield self.rooms.ping(desk.room, [], 0, 0)
             for start in range(0, len(names) if self.is_alone else 0, CLIENTS_MOST):
                 yield self.rooms.leave(desk.room, names[start : start + CLIENTS_MOST])

@@ -29,8 +29,8 @@ its own) or several that share a name; then one of them has the room, by a lease
 leaves or has not renewed it. Nothing is handed over in flight, so nothing is lost with who carried
 it: the outstanding message and who has not acknowledged it stand in the room, and a worker asks for
 that (`look`). Out-of-band messages, and all messages while not only sync clients are there, stand
-in the room's log besides, numbered; a worker reads on from where it was (`read`), and Redis knows
-how far it was done. The log is kept until all have done it, but of more than a thousand numbers the
+in the room's log besides, numbered; a worker reads on from where it was (`read`), hears with it who
+has joined, and Redis knows how far it was done. The log is kept until all have done it, but of more than a thousand numbers the
 oldest are removed. For those who are waited for (sync clients, async ones where there are no
 others) that does not happen: what waits in line stays there as long as one of them has so much
 before it, and an out-of-band message is refused as `full`. Others miss what was removed before they

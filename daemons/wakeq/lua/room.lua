@@ -15,8 +15,8 @@
 -- KEYS[7]   wakeq:room:{R}:workers   HASH    worker -> packed {how many clients, version of that
 --                                            list, position in the log, process, its lease's end,
 --                                            how many sync clients, how many async ones, 1
---                                            if it has ever read the log, else 0, version at which
---                                            somebody has joined last}
+--                                            if it has ever read the log, else 0, versions at which
+--                                            somebody has joined last, and was behind the position}
 -- KEYS[8]   wakeq:room:{R}:log       STREAM  out-of-band messages, and all while not only sync
 --                                            clients are there; ids are numbers, N-0; the last
 --                                            thousand of what not all workers have done
@@ -59,14 +59,16 @@ local function worker_of(name)
   return packed and cmsgpack.unpack(packed)
 end
 
--- Remember how a worker's list of clients changed, and return its new version; of who comes from
--- another worker, the position is not yet done.
+-- Remember how a worker's list of clients changed, and return its new version; who comes from
+-- another worker may be behind the position.
 local function count(name, change, mode, position)
   local known = worker_of(name)
     or {0, now_us, position or tonumber(call('HGET', state, 'logged') or '0'), '', 0, 0, 0, 0}
   known[1], known[2] = known[1] + change, known[2] + 1
-  known[3] = math.min(known[3], position or known[3])
-  known[9] = change > 0 and known[2] or known[9] or known[2]
+  known[9], known[10] = change > 0 and known[2] or known[9] or known[2], known[10] or known[2]
+  if position and position < known[3] then
+    known[3], known[10] = position, known[2]
+  end
   local place = COUNT_OF[mode]
   if place then
     known[place] = known[place] + change
@@ -79,6 +81,21 @@ local function count(name, change, mode, position)
     left[name] = known
   end
   return known[2]
+end
+
+-- Return {client, mode, number in the log, round ...} of a worker.
+local function clients_of(name)
+  local found, all = {}, call('HGETALL', members)
+  for i = 1, #all, 2 do
+    local member = cmsgpack.unpack(all[i + 1])
+    if member[1] == name then
+      found[#found + 1] = all[i]
+      found[#found + 1] = member[2]
+      found[#found + 1] = member[3]
+      found[#found + 1] = member[4]
+    end
+  end
+  return found
 end
 
 -- Let a client be gone; what it did not acknowledge is no longer waited for.

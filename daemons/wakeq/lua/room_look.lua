@@ -49,16 +49,9 @@ if ARGV[6] == whole(known[2]) then
     names[#names + 1] = ARGV[i]
   end
 else
-  local all = call('HGETALL', members)
-  for i = 1, #all, 2 do
-    local member = cmsgpack.unpack(all[i + 1])
-    if member[1] == caller then
-      list[#list + 1] = all[i]
-      list[#list + 1] = member[2]
-      list[#list + 1] = member[3]
-      list[#list + 1] = member[4]
-      names[#names + 1] = all[i]
-    end
+  list = clients_of(caller)
+  for i = 1, #list, 4 do
+    names[#names + 1] = list[i]
   end
 end
 if seen[4] then
