@@ -152,6 +152,8 @@ class Clerk:
         timeout = fields.get("timeout")
         if timeout is not None:
             rooms.seconds_as_ms("timeout", timeout)
+        if peer.ended:
+            raise _hung_up()
         peer.busy = True
 
         def done(error: Exception | None) -> None:
@@ -163,8 +165,8 @@ class Clerk:
             self._end(peer)
 
         def go_on() -> None:
-            if peer.closed:
-                self._end(peer)
+            if peer.closed or peer.ended:
+                done(_hung_up())
             else:
                 self._gateway.join(peer, room, client, mode, backlog, done)
 
@@ -277,6 +279,11 @@ class Clerk:
 
     def _state(self, peer: Peer, ref: object, fields: dict[str, Any]) -> None:
         self._run(peer, ref, self._gateway.core.room_state(fields["room"]), protocol.whole_state)
+
+
+def _hung_up() -> RoomError:
+    # It would leave again at once, and take the room from its client, back on another connection.
+    return RoomError("not-subscribed", "this connection has hung up")
 
 
 def _is_small(ref: object) -> bool:

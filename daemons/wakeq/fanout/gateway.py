@@ -367,6 +367,10 @@ class Gateway:
             self._ejected(room, client, reply[0][1].decode())
 
     def _ejected(self, room: str, client: str, reason: str) -> None:
+        self.office.touched.add(room)  # the log may have waited for it to read
+        desk = self.office.desks.get(room)
+        if (room, client) in self._joining or (desk is not None and client in desk.seats):
+            return  # it has come back since; if it is out again, a look tells
         if (peer := self._member(room, client)) is not None:
             self._eject(peer, room, reason)
 
