@@ -2,6 +2,8 @@
 
 import contextlib
 import heapq
+import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -55,8 +57,11 @@ class Core:
         self.rooms = Rooms()
         self._registered: dict[str, float] = {}
         self._remembers = remembers
-        # client -> rooms, of those who joined here; who was not heard of for longest comes first.
-        self._joined: dict[str, set[str]] = {}
+        # client -> room -> number of the joining, of those who joined here; who was not heard of
+        # for longest comes first. Threads share it.
+        self._joined: dict[str, dict[str, int]] = {}
+        self._joinings = itertools.count(1)
+        self._lock = threading.Lock()
 
     def subscribe(
         self, room: str, client: str, worker: str, mode: str, backlog: str, index: bool = True
@@ -85,8 +90,9 @@ class Core:
 
     def unsubscribe(self, room: str, client: str) -> Steps:
         request = self.rooms.leave(room, [checked("client_id", client)])
+        joining = self._joining(room, client)
         failed = yield from call(self.servers, request)
-        self._left(room, client)
+        self._left(room, client, joining)
         error = rooms.refused(room, failed)
         if error is not None and not request.repeated:
             raise error
@@ -122,13 +128,14 @@ class Core:
             request = self.rooms.acknowledge(
                 room, checked("message_id", message_id), some, self.timeout_ms
             )
+            joinings = {name: self._joining(room, name) for name in some}
             reply = yield from call(self.servers, request)
             pairs = rooms.failures(reply[0])
             for client, code in pairs:
                 if not (request.repeated and code in _DONE_BEFORE):
                     failed += [client.encode(), code.encode()]
                 if code in ("not-subscribed", "timed-out"):
-                    self._left(room, client)
+                    self._left(room, client, joinings[client])
         if error := rooms.refused(room, failed):
             raise error
 
@@ -143,8 +150,8 @@ class Core:
 
     def ping(self, client: str, room: str | None) -> Steps:
         checked("client_id", client)
-        found = [room] if room is not None else sorted(self._joined.get(client, ()))
-        self._put_last(client)
+        joinings = self._heard_of(client)
+        found = [room] if room is not None else sorted(joinings)
         if not found:
             raise RoomError(
                 "not-subscribed", f"client {client} was not subscribed to any room here; say which"
@@ -154,7 +161,7 @@ class Core:
         errors: list[RoomError] = []
         for one, reply in zip(found, replies, strict=True):
             if error := rooms.refused(one, reply[0]):
-                self._left(one, client)
+                self._left(one, client, joinings.get(one, 0))
                 errors.append(error)
         if errors:
             raise errors[0]
@@ -250,20 +257,34 @@ class Core:
 
     def _remember(self, client: str, room: str) -> None:
         if self._remembers:
-            self._joined.setdefault(client, set()).add(room)
-            self._put_last(client)
-            if len(self._joined) > _JOINED_MOST:
-                del self._joined[next(iter(self._joined))]
+            with self._lock:
+                found = self._joined.pop(client, {})
+                found[room] = next(self._joinings)
+                self._joined[client] = found
+                if len(self._joined) > _JOINED_MOST:
+                    del self._joined[next(iter(self._joined))]
 
-    def _put_last(self, client: str) -> None:
-        if (found := self._joined.pop(client, None)) is not None:
+    def _heard_of(self, client: str) -> dict[str, int]:
+        """Put a client last; return its rooms, each with the number of its joining."""
+        with self._lock:
+            if (found := self._joined.pop(client, None)) is None:
+                return {}
             self._joined[client] = found
+            return dict(found)
 
-    def _left(self, room: str, client: str) -> None:
-        if found := self._joined.get(client):
-            found.discard(room)
-            if not found:
-                del self._joined[client]
+    def _joining(self, room: str, client: str) -> int:
+        """Return the number of the joining that is remembered, 0 if there is none."""
+        with self._lock:
+            return self._joined.get(client, {}).get(room, 0)
+
+    def _left(self, room: str, client: str, joining: int) -> None:
+        """Forget a joining, but not a later one: what was asked before says nothing of that."""
+        with self._lock:
+            found = self._joined.get(client, {})
+            if found.get(room) == joining:
+                del found[room]
+                if not found:
+                    del self._joined[client]
 
 
 def _read(how: Callable[[str, Any], Any], room: str, reply: Any) -> Any:
