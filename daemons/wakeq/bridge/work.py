@@ -103,9 +103,12 @@ class Relay:
         self._writer.connect()
         channel.say(talk.MORE)
         while True:
+            if self._under_way is not None and self._writer.fileno() < 0:
+                self._finish()  # it could not be sent; nothing would tell of that
+                continue
             poll = select.poll()
             poll.register(channel.fileno(), select.POLLIN)
-            if self._under_way is not None and self._writer.fileno() >= 0:
+            if self._under_way is not None:
                 poll.register(self._writer.fileno(), select.POLLIN)
             ready = dict(poll.poll())
             if self._under_way is not None and channel.fileno() not in ready:
