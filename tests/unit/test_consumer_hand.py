@@ -118,6 +118,26 @@ def test_a_member_knows_the_keys_of_others_whatever_their_names() -> None:
 # -- the pace ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("prefetch", "concurrency"), [(1, 2), (1, 4), (1, 1000), (2, 7)])
+def test_no_lane_is_left_without_while_others_last(prefetch: int, concurrency: int) -> None:
+    some = pace(prefetch, concurrency)
+    assert some.room(concurrency - 1) >= 1
+    assert some.room(some.most) == 0
+    assert some.room(0) == some.target
+
+
+def test_large_messages_leave_no_lane_without_but_never_are_more_than_enough() -> None:
+    size = 900 * 1024
+    enough = 8 * 1024 * 1024 // size
+    for concurrency in (8, 100):
+        some = pace(prefetch=512, concurrency=concurrency)
+        some.learn_size(1, size)
+        for unfinished in range(min(concurrency, enough)):
+            assert some.room(unfinished) == enough - unfinished
+        for unfinished in range(enough, concurrency):
+            assert some.room(unfinished) == 0, "8 MB are enough, however many lanes there are"
+
+
 def test_begins_with_two_for_each_lane() -> None:
     assert pace(concurrency=5).room(0) == 10
     assert pace(prefetch=1, concurrency=5).room(0) == 5

@@ -36,10 +36,12 @@ class Pace:
 
     Few at first, four times as many whenever all were handled before more were asked for, half
     as many when they last too long; never more than `prefetch` for each lane. So a fast
-    handler gets long runs, and a slow one does not keep messages from other consumers.
+    handler gets long runs, and a slow one does not keep messages from other consumers. Half of
+    them are asked for at a time, but no lane stays without while there is room.
     """
 
     def __init__(self, settings: Consumer) -> None:
+        self._lanes = settings.concurrency
         self.most = settings.prefetch * settings.concurrency
         self.least = min(self.most, 2 * settings.concurrency)
         self.target = self.least
@@ -52,7 +54,7 @@ class Pace:
         if self._message_bytes:
             target = max(1, min(target, int(_ENOUGH_BYTES / self._message_bytes)))
         room = target - unfinished
-        return room if room > 0 and room * 2 >= target else 0
+        return room if room > 0 and (room * 2 >= target or unfinished < self._lanes) else 0
 
     def asked(self, now: float, unfinished: int, full: bool) -> None:
         """Learn that more are asked for; `full`: the last time brought all that it could."""
