@@ -199,8 +199,13 @@ class Model:
                     del pending[entry_id]
         return claimed
 
-    def keep(self, group: str, consumer: str, source: int, ids: list[Id]) -> list[Id]:
-        """Say how long messages have been idle: returns those that are another consumer's."""
+    def keep(
+        self, group: str, consumer: str, source: int, ids: list[Id], deliveries: int | None = None
+    ) -> list[Id]:
+        """Say how long messages have been idle, and how often delivered if that is not None.
+
+        Returns those that are another consumer's.
+        """
         pending = self.state.groups[group].readings[source].pending
         gone = []
         for entry_id in ids:
@@ -208,6 +213,8 @@ class Model:
                 gone.append(entry_id)
             elif entry_id not in self.state.entries(group, source):
                 del pending[entry_id]
+            elif deliveries is not None:
+                pending[entry_id] = (consumer, deliveries)
         return gone
 
     # -- what becomes of a message -------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,13 @@ import os, time
 def handle(message):
     record(os.environ.get("ME", "-"), message.text())
     while os.environ.get("ME") != "second" and not os.path.exists({go!r}): time.sleep(0.01)
+"""
+# A consumer that does not look for what others left until it is told to.
+NO_FIRST_LOOK = """
+from wakeq.consumer import claimer
+claimer._FIRST_LOOK_SECONDS = 3600.0
+from wakeq.consumer.main import main
+main()
 """
 
 
@@ -55,6 +64,12 @@ def owners(host: ConsumerHost) -> dict[bytes, bytes]:
     """Return who has each pending message."""
     pending = host.redis.xpending_range("orders", "orders", "-", "+", 1000)
     return {each["message_id"]: each["consumer"] for each in pending}
+
+
+def deliveries(host: ConsumerHost) -> list[int]:
+    """Return how often each pending message counts as delivered, oldest first."""
+    pending = host.redis.xpending_range("orders", "orders", "-", "+", 1000)
+    return [each["times_delivered"] for each in pending]
 
 
 # -- names ---------------------------------------------------------------------------------------
@@ -250,19 +265,76 @@ def test_what_is_handed_back_is_taken_by_another_at_once(host: ConsumerHost) -> 
     assert host.stats()["handled"] == "6"
 
 
-def test_what_is_handed_back_has_not_been_delivered_once_more(host: ConsumerHost) -> None:
-    go = use_gate(host)
-    host.publish("a", "b")
+def test_what_is_handed_back_counts_as_never_delivered_however_often_that_happens(
+    host: ConsumerHost,
+) -> None:
+    """Or it would be a suspect after two stops, and be handled alone."""
+    go = use_gate(host, prefetch=8)
+    ids = leave_with(host, "elsewhere/orders", "a", "b", "c", "d")
+    host.redis.xclaim("orders", "orders", "elsewhere/orders", 0, ids, idle=2**31 - 1, justid=True)  # type: ignore[arg-type]
+    for number, name in enumerate(("orders", "orders:2", "orders"), 1):
+        consumer = host.start(name)
+        host.wait_records(number)
+        own = f"{HOST}/{name}".encode()
+        wait_until(lambda own=own: set(owners(host).values()) == {own})  # type: ignore[misc]
+        consumer.terminate()
+        wait_until(lambda: is_handed_back(host))
+        go.touch()
+        assert consumer.wait_exit() == 0
+        go.unlink()
+        # What was delivered elsewhere was given up there, who knows how.
+        assert deliveries(host) == [1] * (4 - number)
+    assert is_handed_back(host)
+
+
+def test_what_a_lost_link_delivers_again_counts_as_never_delivered_when_it_is_handed_back(
+    host: ConsumerHost,
+) -> None:
+    go = use_gate(host, order="key", concurrency=2)
+    for body in ("a", "b"):
+        host.redis.xadd("orders", {"body": body, "wakeq.key": "k"})
     consumer = host.start()
     host.wait_records(1)
     host.wait_pending(2)
+    for count in (2, 3):
+        host.redis.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda count=count: min(deliveries(host)) >= count)  # type: ignore[misc]
     consumer.terminate()
     wait_until(lambda: is_handed_back(host))
     go.touch()
     assert consumer.wait_exit() == 0
-    (pending,) = host.redis.xpending_range("orders", "orders", "-", "+", 9)
-    assert pending["times_delivered"] == 1
-    assert pending["time_since_delivered"] > 10**9
+    assert deliveries(host) == [0]
+
+
+def test_what_was_cut_short_keeps_its_count_of_deliveries(host: ConsumerHost) -> None:
+    use_gate(host, drain_timeout="100ms")
+    host.publish("a", "b")
+    for count in (1, 2):
+        consumer = host.start()
+        host.wait_records(count)
+        wait_until(lambda count=count: deliveries(host) == [count, 1])  # type: ignore[misc]
+        assert consumer.stop() == 0
+        assert deliveries(host) == [count, 0]
+
+
+def test_who_drains_passes_on_a_ring_that_it_hears_too_late(host: ConsumerHost) -> None:
+    # Nothing but the ring can have it claimed, and it comes with the first read.
+    host.configure(handler=host.handler(RECORD), claim_after="1h")
+    ids = leave_with(host, "elsewhere/orders", "x")
+    host.redis.xclaim("orders", "orders", "elsewhere/orders", 0, ids, idle=2**31 - 1, justid=True)  # type: ignore[arg-type]
+    retry = "wakeq:{orders}:retry:orders"
+    host.redis.xgroup_create(retry, "orders", "0", mkstream=True)
+    rung = host.redis.xadd(retry, {"wakeq.handed_back": "elsewhere/orders"})
+    command = [host.interpreter, "-c", NO_FIRST_LOOK, "orders"]
+    first = host.run(command, WAKEQ_FAILPOINT="after_read:stop@1")
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    first.terminate()
+    first.send(signal.SIGCONT)
+    assert first.wait_exit() == 0
+    assert owners(host) == {ids[0]: b"elsewhere/orders"}
+    ((passed_on, fields),) = host.redis.xrange(retry)
+    assert passed_on != rung
+    assert fields == {b"wakeq.handed_back": f"{HOST}/orders".encode()}
 
 
 def test_nothing_is_handed_back_twice_and_nothing_hangs_when_handlers_end_at_the_last_moment(

@@ -322,8 +322,10 @@ def test_leave_does_not_touch_the_name_of_a_successor(join: Run, leave: Run, cli
 
 @pytest.fixture
 def set_idle(run: Run) -> Callable[..., list[bytes]]:
-    def set_idle(idle_ms: int, *ids: str, consumer: str = "c") -> list[bytes]:
-        return list(run("set_idle", [S], [G, consumer, idle_ms, *ids]))
+    def set_idle(
+        idle_ms: int, *ids: str, consumer: str = "c", deliveries: int | str = ""
+    ) -> list[bytes]:
+        return list(run("set_idle", [S], [G, consumer, idle_ms, deliveries, *ids]))
 
     return set_idle
 
@@ -360,6 +362,20 @@ def test_set_idle_does_not_take_what_another_consumer_has(set_idle: Run, client:
     assert set_idle(HANDED_BACK_MS, "1-0", "2-0", "3-0") == [b"2-0"]
     assert pending(client) == {"1-0": "c", "2-0": "other", "3-0": "c"}
     assert idle_ms(client)["2-0"] < 60_000
+
+
+def test_set_idle_undoes_deliveries_of_its_own_messages_alone(set_idle: Run, client: Any) -> None:
+    three_pending(client)
+    client.xclaim(S, G, "c", 0, ["1-0"])
+    client.xclaim(S, G, "other", 0, ["2-0"])
+    assert counts(client) == {"1-0": 2, "2-0": 2, "3-0": 1}
+    assert set_idle(HANDED_BACK_MS, "1-0", "2-0", deliveries=1) == [b"2-0"]
+    assert counts(client) == {"1-0": 1, "2-0": 2, "3-0": 1}
+    assert set_idle(HANDED_BACK_MS, "3-0", deliveries=0) == []
+    assert counts(client)["3-0"] == 0
+    assert idle_ms(client)["3-0"] > DAY_MS
+    client.xreadgroup(G, "c", {S: "0"})
+    assert counts(client)["3-0"] == 1, "its first delivery again"
 
 
 def test_set_idle_tells_what_is_not_pending(set_idle: Run, client: Any) -> None:
@@ -779,7 +795,7 @@ def test_a_consumer_can_start_and_go_on_when_memory_is_full(
     assert run("join", [alive("new")], ["p1", "", 30_000]) == b""
     assert run("ensure_group", [S, RETRY, STATS, PAUSED], [G, "0", ""]) == [b"", 0]
     assert len(run("claim", [S, alive("c")], [G, "new", 0, 10, DAY_MS, "c"])) == 3
-    assert run("set_idle", [S], [G, "new", HANDED_BACK_MS, "1-0"]) == []
+    assert run("set_idle", [S], [G, "new", HANDED_BACK_MS, 0, "1-0"]) == []
     assert run("leave", [alive("new"), RETRY, keys.owner(S, G)], ["p1", "new", ""]) == 1
     assert client.xlen(RETRY) == 1
 

@@ -399,8 +399,11 @@ class Life(RuleBasedStateMachine):
         group, consumer = seat
         key = (S, keys.retry(S, group))[source]
         idle_ms = HANDED_BACK_MS if back else 0
-        gone = self.run("set_idle", [key], group, consumer, idle_ms, *map(text, ids))
-        assert list(map(parse, gone)) == self.model.keep(group, consumer, source, ids)
+        # Only what was never begun is as if it had not been delivered.
+        count = len(ids) % 3 if back and len(ids) % 2 else None
+        arguments = [idle_ms, "" if count is None else count, *map(text, ids)]
+        gone = self.run("set_idle", [key], group, consumer, *arguments)
+        assert list(map(parse, gone)) == self.model.keep(group, consumer, source, ids, count)
         return list(map(parse, gone))
 
     # -- publishing ------------------------------------------------------------------------------

@@ -25,13 +25,15 @@ class Claimer:
     Attributes:
         busy: a look is under way.
         more: the last look left something for want of room.
+        left: somebody rang and no look was made since, or the last one left something: a consumer
+            that ends has to pass that on.
         next_at: when to look again.
         on_messages: called with the messages claimed, if any.
     """
 
     def __init__(self, member: Member, settings: Consumer) -> None:
         self.busy = False
-        self.more = False
+        self.more = self.left = False
         # In strict order the owner has all that was pending, and claims nothing.
         self.next_at = NEVER if member.is_fenced else monotonic() + _FIRST_LOOK_SECONDS
         self.on_messages: Callable[[list[Message]], None]
@@ -44,14 +46,17 @@ class Claimer:
 
     def restart(self) -> None:
         """Forget a look whose replies will not come."""
+        self.left = self.left or self.busy
         self.busy = False
         self._open = 0
-        self.look_now()
-
-    def look_now(self) -> None:
-        """Look as soon as possible: there may be something."""
         if not self._member.is_fenced:
             self.next_at = monotonic()
+
+    def look_now(self) -> None:
+        """Look as soon as possible: somebody rang, so there may be something."""
+        if not self._member.is_fenced:
+            self.next_at = monotonic()
+            self.left = True
 
     def tick(self, now: float, channel: Channel, room: int) -> None:
         """Look at both streams if it is time, and claim at most `room` messages of each."""
@@ -61,7 +66,7 @@ class Claimer:
             self.more = True  # until there is room for a look
         if self.busy or room <= 0 or not (due or (self.more and room * 2 >= self._full_room)):
             return
-        self.more = False
+        self.more = self.left = False
         self.busy = True
         for source, key in enumerate(self._member.sources):
             self._open += 1
@@ -102,7 +107,7 @@ class Claimer:
             message.deliveries = deliveries
             messages.append(message)
         if len(messages) >= most:
-            self.more = True
+            self.more = self.left = True
         self._done()
         if messages:
             self.on_messages(messages)

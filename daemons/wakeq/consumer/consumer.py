@@ -314,7 +314,8 @@ class Consumer:
                 # anybody else begins.
                 channel = self.link.reading if self.link.reading.idle else self.link.writing
                 token = b"" if self.lanes.is_busy else self.owner.token
-                self.keeper.leave(channel.connection, self.drainer.handed_back > 0, token)
+                ring = self.drainer.handed_back > 0 or (self.drainer.draining and self.claimer.left)
+                self.keeper.leave(channel.connection, ring, token)
             except (UnavailableError, ServerError):
                 pass  # the name runs out by itself, and its next owner need not wait for that
         failpoint.hit("after_leave")

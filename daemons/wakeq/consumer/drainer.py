@@ -47,6 +47,7 @@ class Drainer:
         self._timeout = drain_timeout
         self._drain_by = self._extend_at = self._unblock_at = NEVER
         self._to_hand_back: list[Message] = []
+        self._cut_short: list[Message] = []
 
     def begin(self) -> None:
         """Take no more, and give up what no lane has begun."""
@@ -57,7 +58,7 @@ class Drainer:
         self.give_up(self._line.close())
 
     def give_up(self, messages: list[Message]) -> None:
-        """Hand messages back instead of handling them."""
+        """Hand messages back that no lane is at, instead of handling them."""
         self._hand.finish(messages)
         self._to_hand_back += messages
 
@@ -67,14 +68,16 @@ class Drainer:
             stop = self._lanes.handler.stop
             if stop is not None:
                 stop()
-            self.give_up(self._hand.being_handled())
+            begun = self._hand.being_handled()
+            self._hand.finish(begun)
+            self._cut_short += begun
             self._drain_by = NEVER
-        if self._to_hand_back and link.is_up:
-            self.handed_back += len(self._to_hand_back)
-            self._keeper.hand_back(link.writing, self._to_hand_back)
+        if self._has_more and link.is_up:
+            self.handed_back += len(self._to_hand_back) + len(self._cut_short)
+            self._keeper.hand_back(link.writing, self._to_hand_back, self._cut_short)
             link.writing.flush()
             failpoint.hit("after_hand_back")
-            self._to_hand_back = []
+            self._to_hand_back, self._cut_short = [], []
         if now >= self._extend_at:
             service.notifier.extend(2 * _EXTEND_SECONDS)
             self._extend_at = now + _EXTEND_SECONDS
@@ -87,6 +90,11 @@ class Drainer:
             link.unblock()
         self.next_at = min(self._extend_at, self._unblock_at, self._drain_by)
 
+    @property
+    def _has_more(self) -> bool:
+        """Tell whether something is still to be handed back."""
+        return bool(self._to_hand_back or self._cut_short)
+
     def is_over(self, acknowledger: Acknowledger, reader: Reader, link: Link) -> bool:
         """Tell whether nothing is left to wait for."""
         if self._hand.unfinished:
@@ -96,7 +104,7 @@ class Drainer:
             return acknowledger.is_settled or self._drain_by == NEVER
         return (
             acknowledger.is_settled
-            and not self._to_hand_back
+            and not self._has_more
             and not reader.waiting
             and link.writing.idle
         )

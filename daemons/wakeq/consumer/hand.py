@@ -1,6 +1,6 @@
 """What a consumer has in hand: messages that were read and are not yet acknowledged."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from wakeq import keys
 from wakeq.message import Message
@@ -80,7 +80,7 @@ class Hand:
             message.finished = False
             self.unfinished += 1
 
-    def drop(self, messages: list[Message]) -> None:
+    def drop(self, messages: Iterable[Message]) -> None:
         """Forget messages, acknowledged or given up."""
         for message in messages:
             self.messages[message.source].pop(message.entry_id, None)

@@ -132,10 +132,25 @@ class Keeper:
         """Have messages in hand count as pending since now, for no other consumer to claim."""
         self._set_idle_of(channel, messages, 0)
 
-    def hand_back(self, channel: Channel, messages: list[Message]) -> None:
-        """Let other consumers claim messages at once that this one will not handle."""
-        self._set_idle_of(channel, messages, _HANDED_BACK_MS)
-        self._hand.drop(messages)
+    def hand_back(
+        self, channel: Channel, messages: list[Message], begun: Sequence[Message] = ()
+    ) -> None:
+        """Let other consumers claim messages at once that this one will not handle.
+
+        Args:
+            channel: where to say so; flushed by the caller.
+            messages: what no lane has begun: it counts as never delivered to this consumer.
+            begun: what a lane was at: it may be what holds consumers up.
+        """
+        counts: dict[int, list[Message]] = {}
+        for message in messages:
+            # Not what Redis counts now: each lost connection has added to that.
+            counts.setdefault(max(0, message.deliveries - 1), []).append(message)
+        for count, some in counts.items():
+            self._set_idle_of(channel, some, _HANDED_BACK_MS, count)
+        self._set_idle_of(channel, begun, _HANDED_BACK_MS)
+        for given_up in (messages, begun):
+            self._hand.drop(given_up)
 
     def leave(self, connection: Connection, handed_back: bool, token: bytes = b"") -> None:
         """Give the name up, over a connection with nothing outstanding.
@@ -164,14 +179,17 @@ class Keeper:
             f" (NAME:2)"
         )
 
-    def _set_idle_of(self, channel: Channel, messages: list[Message], idle_ms: int) -> None:
+    def _set_idle_of(
+        self, channel: Channel, messages: Sequence[Message], idle_ms: int, count: int | str = ""
+    ) -> None:
         for source in (0, 1):
             some = [message for message in messages if message.source == source]
             for start in range(0, len(some), _BATCH):
-                self._set_idle_batch(channel, source, some[start : start + _BATCH], idle_ms)
+                batch = some[start : start + _BATCH]
+                self._set_idle_batch(channel, source, batch, idle_ms, count)
 
     def _set_idle_batch(
-        self, channel: Channel, source: int, batch: list[Message], idle_ms: int
+        self, channel: Channel, source: int, batch: list[Message], idle_ms: int, count: int | str
     ) -> None:
         def check(reply: Reply) -> None:
             if isinstance(reply, ServerError):
@@ -183,7 +201,7 @@ class Keeper:
                 self._kept_until = 0.0
             self.on_gone(lost)
 
-        arguments: list[Argument] = [self._member.group, self._member.consumer, idle_ms]
+        arguments: list[Argument] = [self._member.group, self._member.consumer, idle_ms, count]
         arguments += [message.entry_id for message in batch]
         channel.run(self._set_idle, [self._member.sources[source]], arguments, check)
 
