@@ -401,6 +401,29 @@ def test_who_has_joined_by_an_older_reply_than_the_last_look_is_not_believed(des
     assert "c" not in desk.seats
 
 
+def test_what_was_read_before_a_look_that_found_nobody_brings_nobody_back(desk: Desk) -> None:
+    desk.hear(0, 2, 0, 0)
+    ask = next_read(desk)
+    desk.take_look(next_ask(desk), look(version=0, logged=2))
+    assert not desk.seats
+    desk.take_read(ask, joined(V + 1, 2, 0, 1, 0, raw(1), 2, 0, raw(2)))
+    assert not desk.seats
+    # A list that is made anew later has a version that is later than that look.
+    desk.take_joined("a", "sync", [0, NOW + 7, 2, 0])
+    desk.take_read(
+        next_read(desk), [2, NOW, 2, [], NOW + 8, [b"a", b"sync", 2, 0, b"b", b"sync", 2, 0], 2]
+    )
+    assert sorted(desk.seats) == ["a", "b"]
+
+
+def test_whose_read_is_refused_looks_who_is_there_though_the_version_is_known(desk: Desk) -> None:
+    desk.hear(0, 1, 0, V)
+    desk.take_read(next_read(desk), [-1, NOW, 0, [], 0, [], 0])
+    desk.take_look(next_ask(desk), look(logged=1))
+    assert not desk.seats
+    assert not desk.has_read
+
+
 def test_knows_nobody_for_sure_once_the_version_has_gone_back(desk: Desk) -> None:
     assert desk.listed == V
     desk.hear(0, 0, 0, V - 1)  # a replica that lacked the last steps

@@ -58,6 +58,7 @@ class Desk:
         self._acks = Acks()
         self._reasons: dict[str, str] = {}
         self._leaving: set[str] = set()
+        self._seen = 0  # the version of the list that was taken last
         self._left_at: dict[str, int] = {}  # at which edit, since the log was read
         self._edits = 0
 
@@ -177,6 +178,7 @@ class Desk:
         is_this = known is None and version == self.version + 1
         self.version = version if is_this else -1
         self.listed = version if is_this else self.listed
+        self._seen = version if is_this else self._seen
         self._wants_look = self._log.is_wanted = True
 
     def begin_leave(self, client: str) -> None:
@@ -213,6 +215,8 @@ class Desk:
         elif version != self.version:
             self._take_members(members, reply[11])
             self.version = self.listed = version
+            # A list that is made anew has the time as its version.
+            self._seen = version or reply[10]
             self._log.is_wanted = True
         self._round = rounds
         self._log.hear(logged)
@@ -295,8 +299,8 @@ class Desk:
         """Take the reply to reading; see room_read.lua."""
         logged, version, members, done = reply[0], *reply[4:]
         if logged < 0:
-            self._wants_look = True
-        elif version >= self.version:
+            self.version, self._wants_look = -1, True
+        elif version >= self._seen:  # else a look has told already what was later
             self._add_members(ask, members, done)
             self.listed = version
         self._log.take(ask, reply)

@@ -30,12 +30,13 @@ leaves or has not renewed it. Nothing is handed over in flight, so nothing is lo
 it: the outstanding message and who has not acknowledged it stand in the room, and a worker asks for
 that (`look`). Out-of-band messages, and all messages while not only sync clients are there, stand
 in the room's log besides, numbered; a worker reads on from where it was (`read`), hears with it who
-has joined, and Redis knows how far it was done. The log is kept until all have done it, but of more than a thousand numbers the
-oldest are removed. For those who are waited for (sync clients, async ones where there are no
-others) that does not happen: what waits in line stays there as long as one of them has so much
-before it, and an out-of-band message is refused as `full`. Others miss what was removed before they
-have read it: observers, async clients beside sync ones, and sync ones what was out of band if a
-thousand rounds went on meanwhile. It is counted, by the worker and in the room, and logged.
+has joined, and Redis knows how far it was done. The log is kept until all have done it, but of more
+than a thousand numbers the oldest are removed. For those who are waited for (sync clients, async
+ones where there are no others) that does not happen: what waits in line stays there as long as one
+of them has so much before it, and an out-of-band message is refused as `full`. Others miss what was
+removed before they have read it: observers, async clients beside sync ones, and sync ones what was
+out of band if a thousand rounds went on meanwhile. It is counted, by the worker and in the room,
+and logged.
 
 How a worker hears of it: on a channel of its own, whatever the rooms. What is rung there are the
 figures of the room (rounds, numbers in the log, time-outs, version of the worker's list of
