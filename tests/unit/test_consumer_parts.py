@@ -232,6 +232,22 @@ def test_who_takes_a_dead_process_for_its_name_knows_that_it_was_not_free(
         keeper.join(FakeConnection(b"boot/1/77/3"))  # type: ignore[arg-type]
 
 
+def test_hands_back_together_what_was_delivered_as_often() -> None:
+    hand = Hand()
+    keeper = Keeper(Member("orders", "billing", "me"), hand, 60)
+    channel: Any = FakeChannel()
+    some, begun = [message(n) for n in range(1, 401)], [message(500)]
+    some[7].deliveries = begun[0].deliveries = 3
+    hand.take([*some, *begun])
+    keeper.hand_back(channel, some, begun)
+    assert [command[4:6] for command in channel.asked] == [
+        (2**31 - 1, 0), (2**31 - 1, 2), (2**31 - 1, ""),
+    ]  # fmt: skip
+    assert [len(command[6:]) for command in channel.asked] == [399, 1, 1]
+    assert channel.asked[1][6:] == (some[7].entry_id,)
+    assert not hand.messages[STREAM]
+
+
 def test_moves_few_failed_messages_together_when_they_are_large() -> None:
     some, _, channel = acknowledger()
     for number in range(1, 251):
