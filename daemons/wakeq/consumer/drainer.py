@@ -1,9 +1,9 @@
 """Draining: how a consumer ends before it is idle, for a stop, a reload or a stuck handler.
 
 The order, and why: no further read, so that nothing more comes in hand; what no lane has begun
-is handed back, so that another consumer has it at once; what is being handled may be finished,
-because half a handler's work is the worst of all; then acknowledgements; then the name, last,
-because as long as it stands nobody takes what is still pending.
+is handed back, so that another consumer need not wait for `claim_after`; what is being handled may
+be finished, because half a handler's work is the worst of all; then acknowledgements; then the
+name, last, because as long as it stands nobody takes what is still pending.
 """
 
 from time import monotonic
