@@ -232,9 +232,9 @@ class Model:
         return len(acknowledged)
 
     def has(self, group: str, consumer: str, source: int, entry_id: Id) -> bool:
-        """Tell whether an entry is pending for a consumer."""
+        """Tell whether an entry is pending for a consumer; '': for any."""
         pending = self.state.groups[group].readings[source].pending
-        return pending.get(entry_id, ("", 0))[0] == consumer
+        return entry_id in pending and consumer in ("", pending[entry_id][0])
 
     def delay(self, group: str, source: int, entry_id: Id, due: int, copy: Copy) -> None:
         """Have a message that failed wait for another try."""

@@ -706,7 +706,9 @@ class Life(RuleBasedStateMachine):
         letters = iter(self.new_entries(dead, last))
         for ((entry_id, message), delay), result in zip(failed, results, strict=True):
             del self.hands[seat][source, entry_id]
-            if not self.model.has(group, consumer, source, entry_id):
+            # Who has never been away is believed. It may be another's all the same: one that was
+            # away has acknowledged it, and then somebody has set the group back.
+            if not self.model.has(group, caller, source, entry_id):
                 assert result == -1
                 continue
             copy = copy_of(message)
